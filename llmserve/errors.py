@@ -1,0 +1,210 @@
+"""Every error that a client or an operator can see, in one tree.
+
+    LlmserveError
+    ├── ConfigError                 a setting is wrong (never reaches HTTP)
+    ├── SetupError                  a model or a component cannot be obtained (likewise)
+    ├── ClientError                 the request is at fault
+    │   ├── InvalidRequest              400
+    │   │   ├── PromptTooLong               400  context_length_exceeded
+    │   │   └── Unsupported                 400  unsupported_parameter, unsupported_value
+    │   ├── Unauthenticated             401  invalid_api_key
+    │   ├── NotFound                    404
+    │   │   └── ModelNotFound               404  model_not_found
+    │   ├── MethodNotAllowed            405
+    │   ├── RequestTimeout              408  the body did not arrive in time
+    │   ├── BodyTooLarge                413  request_too_large
+    │   ├── UnsupportedMediaType        415
+    │   └── RateLimited                 429  rate_limit_exceeded
+    └── ServerError                 the server is at fault
+        ├── InternalError               500
+        ├── NotImplementedHere          501  this model cannot do that
+        ├── Unavailable                 503
+        │   ├── Overloaded                  503  server_is_overloaded
+        │   ├── NotReady                    503  model_not_ready
+        │   ├── Draining                    503  server_shutting_down
+        │   └── EngineDied                  503  engine_died
+        └── DeadlineExceeded            504  deadline_exceeded
+
+``type`` and ``code`` are OpenAI's words where OpenAI has one (openai-python retries 408,
+409, 429 and every 5xx; ``retry_after`` becomes the ``Retry-After`` header).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LlmserveError(Exception):
+    """Root of the tree. ``message`` is shown to the client as it is: it names the field,
+    the value and what is allowed, and never a secret, a path or a stack trace.
+
+    ``param`` is the request field at fault; ``retry_after`` seconds to wait before
+    trying again, ``None`` when trying again is no use.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class ConfigError(LlmserveError):
+    """A setting is wrong. The message names its source (flag, variable, or file and
+    line), the key, the value and what is allowed."""
+
+
+class SetupError(LlmserveError):
+    """Something that serving needs cannot be obtained. The message says what to do."""
+
+
+class ClientError(LlmserveError):
+    """The request is at fault."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(ClientError):
+    """A field is missing, malformed or out of its range."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param)
+        if code is not None:
+            self.code = code
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room for an answer. Both numbers are in the message."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_tokens: int, max_model_len: int, *, param: str = "prompt") -> None:
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens; this model's context holds "
+            f"{max_model_len} tokens for prompt and answer together.",
+            param=param,
+        )
+
+
+class Unsupported(InvalidRequest):
+    """A field or value that this server knows of and does not support."""
+
+    code = "unsupported_parameter"
+
+
+class Unauthenticated(ClientError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFound(ClientError):
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """``served`` are the names that would have been right."""
+
+    code = "model_not_found"
+
+    def __init__(self, name: str, served: Sequence[str]) -> None:
+        super().__init__(
+            f"The model {name!r} does not exist. Served here: {', '.join(served)}.", param="model"
+        )
+
+
+class MethodNotAllowed(ClientError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(ClientError):
+    status = 408
+    code = "request_timeout"
+
+
+class BodyTooLarge(ClientError):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(ClientError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class RateLimited(ClientError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class ServerError(LlmserveError):
+    """The server is at fault."""
+
+
+class InternalError(ServerError):
+    code = "internal_error"
+
+    def __init__(self, message: str = "The server failed to answer this request.") -> None:
+        super().__init__(message)
+
+
+class NotImplementedHere(ServerError):
+    """The model or the engine at hand cannot do what the route is for."""
+
+    status = 501
+    code = "not_supported_by_model"
+
+
+class Unavailable(ServerError):
+    """The server cannot take this request now; a later try can succeed."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "service_unavailable"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = 1.0
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+
+
+class Overloaded(Unavailable):
+    code = "server_is_overloaded"
+
+
+class NotReady(Unavailable):
+    code = "model_not_ready"
+
+
+class Draining(Unavailable):
+    code = "server_shutting_down"
+
+
+class EngineDied(Unavailable):
+    """The engine core died while this request was running."""
+
+    code = "engine_died"
+
+    def __init__(
+        self,
+        message: str = "The engine stopped while it worked on this request. It is being restarted.",
+        *,
+        retry_after: float | None = 5.0,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class DeadlineExceeded(ServerError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"

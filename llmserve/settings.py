@@ -1,0 +1,157 @@
+"""The settings tree: every knob of the server, its default, its limits, its meaning.
+
+Frozen. Values come from flags, the environment, a YAML file and these defaults, in that
+order; ``settings_load`` merges them and remembers where each one came from.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSettings(_Section):
+    """What is served, and under which names."""
+
+    source: str = Field(
+        "demo",
+        min_length=1,
+        description="Hugging Face id, local folder, .gguf file, or 'demo'.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face id.")
+    served_names: tuple[str, ...] = Field(
+        (),
+        description="Names clients ask for; the first one is shown in replies. "
+        "Default: the last part of the source.",
+    )
+    default_names: tuple[str, ...] = Field(
+        ("default", "dummy", "tgi"),
+        description="Further names that mean the served model: what clients send that "
+        "were given no model. The server's own base URL counts as well.",
+    )
+    version: str = Field("1", min_length=1, description="Version shown in native replies.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Read it first."
+    )
+
+
+class ServerSettings(_Section):
+    """The listening socket and the life of a connection."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")
+    cors_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from.")
+    request_timeout_s: Seconds = Field(
+        600, description="Longest time for one request, from admission to its last token; 0: none."
+    )
+    first_chunk_wait_s: Seconds = Field(
+        1.0,
+        description="How long a stream waits for its first chunk before it commits to "
+        "status 200, so that early failures keep their real status.",
+    )
+    keep_alive_s: Seconds = Field(
+        15, description="Silence after which a stream sends a comment; 0: never."
+    )
+    slow_reader_timeout_s: Seconds = Field(
+        60, description="A stream whose client takes nothing for this long is ended; 0: never."
+    )
+    drain_timeout_s: Seconds = Field(
+        30, description="Time that running requests get to finish after SIGTERM."
+    )
+    body_timeout_s: Seconds = Field(30, description="Time for a request body to arrive; 0: none.")
+    docs: bool = Field(True, description="Serve /docs and /openapi.json.")
+
+
+class LimitSettings(_Section):
+    """Bounds on what one request may ask for."""
+
+    max_body_bytes: Count = Field(8 * 2**20, description="Largest request body.")
+    max_json_depth: Count = Field(64, description="Deepest nesting of a JSON body.")
+    max_n: Count = Field(16, description="Most choices of one request.")
+    max_logprobs: int = Field(20, ge=0, description="Most alternatives reported for a token.")
+    max_stop_strings: Count = Field(16, description="Most stop strings.")
+    max_stop_chars: Count = Field(1024, description="Longest stop string, in characters.")
+    max_logit_bias: Count = Field(1024, description="Most logit_bias entries.")
+    max_grammar_bytes: Count = Field(
+        64 * 2**10, description="Largest JSON schema, regex or choice list, in bytes."
+    )
+    max_messages: Count = Field(4096, description="Most messages of a conversation.")
+    max_tools: Count = Field(128, description="Most tools offered to the model.")
+
+
+class AdmissionSettings(_Section):
+    """How much work is taken on at once."""
+
+    max_running: Count = Field(
+        256, description="Most requests taken on at once; the next one gets 503 + Retry-After."
+    )
+
+
+class AuthSettings(_Section):
+    """Who may call. With no key, everybody who reaches the port."""
+
+    api_keys: tuple[SecretStr, ...] = Field(
+        (), description="Keys that are accepted; once there is one, all routes but health need it."
+    )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _no_empty_key(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(not key.get_secret_value().strip() for key in keys):
+            raise ValueError("an API key must not be empty")
+        return keys
+
+
+class MetricsSettings(_Section):
+    """Prometheus metrics."""
+
+    enabled: bool = Field(True, description="Serve /metrics.")
+
+
+class LoggingSettings(_Section):
+    """What goes to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level that is logged."
+    )
+    format: Literal["text", "json"] = Field("text", description="Shape of a log line.")
+    access: bool = Field(True, description="Log one line for each request.")
+
+
+class RuntimeSettings(_Section):
+    """Which engine runs, on what, and what happens when it dies."""
+
+    engine: Literal["vllm", "fake"] = Field(
+        "vllm", description="'fake' answers from a script, for front-end work without a model."
+    )
+    device: Literal["auto", "cpu"] = Field("auto", description="'cpu' ignores GPUs.")
+    cpu_kv_cache_gib: Count = Field(1, description="Memory for the KV cache on a CPU, in GiB.")
+    restart_first_s: Seconds = Field(1, description="Wait before the first restart of an engine.")
+    restart_max_s: Seconds = Field(60, description="Longest wait between restarts; it doubles.")
+    max_restarts: int = Field(
+        10, ge=0, description="Failed starts in a row after which the server gives up."
+    )
+
+
+class Settings(_Section):
+    """The whole tree. ``engine`` holds arguments of vLLM itself, under vLLM's own names
+    (``tensor_parallel_size``, ``max_model_len``, …); they are checked against the
+    installed vLLM when it is there."""
+
+    model: ModelSettings = ModelSettings()
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    auth: AuthSettings = AuthSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    logging: LoggingSettings = LoggingSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments.")

@@ -1,0 +1,207 @@
+"""The domain values that cross layer boundaries. All of them are frozen.
+
+A value of one of these types is valid by construction: ``http`` parses and checks the
+wire schema once, and nothing below it checks again (limits that only the engine knows,
+such as the context length, are the engine's to enforce). No HTTP type and no vLLM type
+appears here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended. An abort is an error, never a finish reason."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Outcome(StrEnum):
+    """How a request ended. Every request ends in exactly one of them.
+
+    ``completed``: the whole answer was delivered. ``invalid``: refused because of what
+    the client sent (4xx). ``rejected``: refused because of the server's state before any
+    work was done (429, 503). ``failed``: the engine or the server broke. ``timeout``: a
+    deadline of the server passed. ``cancelled``: the server ended it on purpose
+    (shutdown). ``disconnected``: the client went away first.
+    """
+
+    COMPLETED = "completed"
+    INVALID = "invalid"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    DISCONNECTED = "disconnected"
+
+
+class Operation(StrEnum):
+    """What the OpenAI face of an engine can be asked to do."""
+
+    CHAT = "chat.completions"
+    COMPLETION = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    COUNT_TOKENS = "messages.count_tokens"
+    EMBEDDINGS = "embeddings"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
+
+
+class Stage(StrEnum):
+    """Where an engine is on its way to the first token, in this order."""
+
+    INSTALLING = "installing"
+    IMPORTING = "importing"
+    LOADING = "loading"
+    COMPILING = "compiling"
+    WARMING = "warming"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message with plain text content."""
+
+    role: Literal["system", "user", "assistant", "developer", "tool"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A structured-output constraint; exactly one kind is given.
+
+    ``json_schema`` is a JSON schema (an empty one means any JSON object), ``regex`` a
+    regular expression that the whole output matches, ``choice`` the allowed outputs.
+    """
+
+    json_schema: Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen and when to stop. ``None`` means the model's own default.
+
+    ``max_tokens`` ``None``: as many as the context has room for. ``logprobs``: how many
+    alternatives to report for each token (0: the chosen token only; ``None``: none).
+    ``logit_bias``: token id to bias, -100 to 100.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    n: int = 1
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    ignore_eos: bool = False
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One generation request in our own domain: exactly one of prompt and messages.
+
+    ``adapter`` is the name of a LoRA adapter of the engine, or ``None`` for the base
+    model. ``priority``: lower is served earlier, 0 is normal.
+    """
+
+    id: str
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    sampling: Sampling = Sampling()
+    adapter: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated token, its log probability, and the likeliest alternatives."""
+
+    token: str
+    token_id: int
+    logprob: float
+    top: tuple[tuple[str, int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one choice produced since its previous chunk.
+
+    ``text`` may be empty (a token that ends in the middle of a character); the
+    concatenation of all deltas of a choice is its full text. ``token_ids`` are the ids
+    behind this delta: count tokens with them, never by counting chunks. The last chunk
+    of each choice carries ``finish_reason``, and ``stop_reason`` when a stop string or
+    stop token ended it.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(slots=True)
+class Meter:
+    """What a request has used so far. The engine writes it while the request runs, so it
+    is right also when the request is cut off half-way. Times are ``time.monotonic()``
+    seconds.
+
+    The one mutable type here: it is the return channel for accounting, so that usage
+    does not depend on a last chunk that a broken stream never delivers.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queue_seconds: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded engine serves. ``tasks`` are ``generate``, ``embed`` and so on;
+    ``adapters`` the names of LoRA adapters that can be asked for."""
+
+    source: str
+    max_model_len: int
+    tasks: frozenset[str]
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine is doing now. ``kv_cache_usage`` is a fraction, 0 to 1."""
+
+    running: int
+    waiting: int
+    kv_cache_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request. ``name`` is safe to show and to log; it is never the key."""
+
+    name: str = "anonymous"
+
+
+ANONYMOUS = Caller()
