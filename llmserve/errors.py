@@ -22,7 +22,8 @@
         │   ├── Overloaded                  503  server_is_overloaded
         │   ├── NotReady                    503  model_not_ready
         │   ├── Draining                    503  server_shutting_down
-        │   └── EngineDied                  503  engine_died
+        │   ├── EngineDied                  503  engine_died
+        │   └── Aborted                     503  request_aborted
         └── DeadlineExceeded            504  deadline_exceeded
 
 ``type`` and ``code`` are OpenAI's words where OpenAI has one (openai-python retries 408,
@@ -202,6 +203,15 @@ class EngineDied(Unavailable):
         retry_after: float | None = 5.0,
     ) -> None:
         super().__init__(message, retry_after=retry_after)
+
+
+class Aborted(Unavailable):
+    """The engine ended this request before it was finished."""
+
+    code = "request_aborted"
+
+    def __init__(self) -> None:
+        super().__init__("The engine ended this request before it was finished.")
 
 
 class DeadlineExceeded(ServerError):

@@ -8,6 +8,7 @@ appears here.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -56,6 +57,7 @@ class Operation(StrEnum):
 class Stage(StrEnum):
     """Where an engine is on its way to the first token, in this order."""
 
+    STARTING = "starting"
     INSTALLING = "installing"
     IMPORTING = "importing"
     LOADING = "loading"
@@ -159,11 +161,18 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+GAP_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1),
+    *(0.15, 0.25, 0.5, 1.0, 2.5, 5.0, float("inf")),
+)
+"""Upper bounds, in seconds, by which a meter sorts the times between tokens."""
+
+
 @dataclass(slots=True)
 class Meter:
     """What a request has used so far. The engine writes it while the request runs, so it
     is right also when the request is cut off half-way. Times are ``time.monotonic()``
-    seconds.
+    seconds; ``gap_counts`` counts the times between tokens by ``GAP_BUCKETS``.
 
     The one mutable type here: it is the return channel for accounting, so that usage
     does not depend on a last chunk that a broken stream never delivers.
@@ -175,6 +184,28 @@ class Meter:
     queue_seconds: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
+    gap_counts: list[int] = field(default_factory=lambda: [0] * len(GAP_BUCKETS))
+    gap_seconds: float = 0.0
+
+    def add_tokens(self, count: int, now: float) -> None:
+        """``count`` tokens arrived together at ``now``; their gaps are equal shares of
+        the time since the tokens before them."""
+        if count <= 0:
+            return
+        self.completion_tokens += count
+        if self.first_token_at is None or self.last_token_at is None:
+            self.first_token_at = now
+            gap, gaps = 0.0, count - 1
+        else:
+            gap, gaps = (now - self.last_token_at) / count, count
+        self.last_token_at = now
+        self.add_gaps(gap, gaps)
+
+    def add_gaps(self, seconds: float, count: int) -> None:
+        """``count`` gaps between tokens of ``seconds`` each."""
+        if count > 0:
+            self.gap_counts[bisect_left(GAP_BUCKETS, seconds)] += count
+            self.gap_seconds += seconds * count
 
 
 @dataclass(frozen=True, slots=True)

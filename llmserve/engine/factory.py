@@ -1,0 +1,42 @@
+"""From settings to an engine: obtain the model, then build what serves it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from llmserve.engine.protocol import Engine, Report
+from llmserve.engine.supervisor import MakeEngine
+from llmserve.errors import SetupError
+from llmserve.settings import Settings
+from llmserve.types import Stage
+
+
+def engine_maker(settings: Settings) -> MakeEngine:
+    """What the supervisor calls for each start of an engine."""
+
+    async def make(report: Report) -> Engine:
+        if settings.runtime.engine == "fake":
+            from llmserve.engine.fake import FakeEngine
+
+            return FakeEngine()
+        report(Stage.INSTALLING, None)
+        model = await asyncio.to_thread(_obtain, settings)
+        from llmserve.engine.vllm import build_engine
+
+        return build_engine(settings, model)
+
+    return make
+
+
+def _obtain(settings: Settings) -> str:
+    """Path or id of the model, downloaded and converted where that is needed."""
+    from importlib.util import find_spec
+
+    from llmserve.provision.resolve import resolve_model
+
+    if find_spec("vllm") is None:
+        raise SetupError(
+            "vLLM is not installed here. Run 'make setup' in a clone of llmserve, or see "
+            "'llmserve doctor' for what fits this machine."
+        )
+    return resolve_model(settings.model.source, settings.model.revision).path

@@ -1,0 +1,22 @@
+"""vLLM behind the engine seam: the only place of the project that imports vLLM.
+
+``engine`` is the seam's implementation; ``environment`` and ``args`` prepare what vLLM
+is started with; ``core`` owns the running ``AsyncLLM``; ``native`` and ``face`` are the
+two faces; ``conform`` and ``tools`` mend what vLLM's OpenAI replies lack; ``errors`` is
+the one table from vLLM's errors to ours. Importing this package does not import vLLM.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmserve.engine.vllm.engine import VllmEngine
+    from llmserve.settings import Settings
+
+
+def build_engine(settings: Settings, model: str) -> VllmEngine:
+    """An unstarted engine for ``model``, a local folder or a Hugging Face id."""
+    from llmserve.engine.vllm.engine import VllmEngine
+
+    return VllmEngine(settings, model)

@@ -1,0 +1,119 @@
+"""The engine seam on vLLM. This module itself does not import vLLM: ``start`` does, in a
+thread, so that the server answers while the import runs."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import signal
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from llmserve.engine.protocol import Context, Event, Json, Report
+from llmserve.engine.vllm.args import build_namespace
+from llmserve.engine.vllm.environment import prepare_environment
+from llmserve.errors import EngineDied, NotReady
+from llmserve.settings import Settings
+from llmserve.types import Chunk, GenerateRequest, Load, Meter, ModelInfo, Operation, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llmserve.engine.vllm.core import Core
+
+log = logging.getLogger(__name__)
+
+
+class VllmEngine:
+    """One model in one vLLM ``AsyncLLM`` (continuous batching, tensor and pipeline
+    parallelism are its business)."""
+
+    def __init__(self, settings: Settings, model: str) -> None:
+        self._settings = settings
+        self._model = model
+        self._core: Core | None = None
+        self._llm: Any = None
+        self._closed = False
+        self._starting = asyncio.Lock()
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._running().info
+
+    async def start(self, report: Report) -> None:
+        async with self._starting:
+            if self._core is not None:
+                return
+            report(Stage.IMPORTING, None)
+            namespace = await asyncio.to_thread(self._prepare)
+            report(Stage.LOADING, None)
+            core = importlib.import_module("llmserve.engine.vllm.core")
+            self._llm, probe = await asyncio.to_thread(_create, namespace)
+            report(Stage.WARMING, None)
+            self._core = await core.build_core(self._llm, probe, namespace)
+
+    def _prepare(self) -> Namespace:
+        prepare_environment(self._settings, self._model)
+        importlib.import_module("llmserve.engine.vllm.core")
+        from vllm.platforms import current_platform
+
+        names = self._settings.model.served_names or (self._model,)
+        return build_namespace(
+            self._settings, self._model, names[0], on_cpu=current_platform.is_cpu()
+        )
+
+    def generate(self, request: GenerateRequest, meter: Meter) -> AsyncIterator[Chunk]:
+        from llmserve.engine.vllm.native import generate
+
+        return generate(self._running(), request, meter)
+
+    async def openai(
+        self, operation: Operation, body: Json, context: Context, meter: Meter
+    ) -> Json | AsyncIterator[Event]:
+        from llmserve.engine.vllm.face import answer
+
+        return await answer(self._running(), operation, body, context, meter)
+
+    def load(self) -> Load:
+        return self._core.load() if self._core else Load(0, 0, 0.0)
+
+    def alive(self) -> bool:
+        return self._core is not None and not self._closed and not self._core.llm.errored
+
+    async def aclose(self) -> None:
+        llm, self._llm, self._core, self._closed = self._llm, None, None, True
+        if llm is not None:
+            # Waits for the engine's processes to end: seconds, in the worst case.
+            await asyncio.to_thread(llm.shutdown)
+
+    def _running(self) -> Core:
+        if self._closed:
+            raise EngineDied("The engine is closed.")
+        if self._core is None:
+            raise NotReady("The engine has not been started.")
+        return self._core
+
+
+def _create(namespace: Namespace) -> Any:
+    from llmserve.engine.vllm.core import create_llm
+
+    with _terminal_signals_blocked():
+        return create_llm(namespace)
+
+
+@contextmanager
+def _terminal_signals_blocked() -> Iterator[None]:
+    """Children started here never see Ctrl-C.
+
+    A terminal sends SIGINT to the whole process group; the engine core would stop at
+    once and cut the streams that the server wants to drain. A blocked signal is inherited
+    by child processes, and this thread is not the one that handles our own signals.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -1,0 +1,40 @@
+"""The environment variables that vLLM reads, set before it is imported.
+
+vLLM takes some of its configuration from the environment only. ``settings_load`` stays
+the only reader of the environment: this file writes what the settings say, and leaves
+alone what the operator has set for vLLM himself.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llmserve.settings import Settings
+
+# vLLM is talkative: its warnings about defaults are of use to whoever debugs only.
+_VLLM_LOG_LEVELS = {"debug": "INFO", "info": "ERROR", "warning": "ERROR", "error": "ERROR"}
+
+
+def prepare_environment(settings: Settings, model: str) -> None:
+    """Write vLLM's environment variables for this engine into ``os.environ``."""
+    forced = {
+        # The server has threads by the time an engine starts: forking it is unsafe.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    os.environ.update(forced)
+    defaults = {
+        "VLLM_LOGGING_LEVEL": _VLLM_LOG_LEVELS[settings.logging.level],
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.runtime.cpu_kv_cache_gib),
+        # Rust tokenizers warn about threads when a process forks later on.
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(model).is_dir():
+        # Everything is here already; without this the hub is asked about a local folder.
+        defaults["HF_HUB_OFFLINE"] = "1"
+    if settings.runtime.device == "cpu":
+        defaults["CUDA_VISIBLE_DEVICES"] = ""
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

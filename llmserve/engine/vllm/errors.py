@@ -1,0 +1,116 @@
+"""The one table from vLLM's errors to ours.
+
+``tests/unit/engine/test_vllm_errors.py`` fails when vLLM grows an exception class that
+is not covered here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from vllm.exceptions import (
+    GenerationError,
+    GracefulHTTPError,
+    RetryableRequestError,
+    VLLMClientError,
+    VLLMNotFoundError,
+    VLLMServerError,
+    VLLMUnprocessableEntityError,
+    VLLMValidationError,
+)
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from llmserve.errors import (
+    EngineDied,
+    InternalError,
+    InvalidRequest,
+    LlmserveError,
+    NotFound,
+    NotImplementedHere,
+    Overloaded,
+    PromptTooLong,
+    Unavailable,
+)
+
+# First match wins, so a class stands before its bases.
+TABLE: tuple[tuple[type[BaseException], type[LlmserveError]], ...] = (
+    (EngineDeadError, EngineDied),
+    (EngineGenerateError, InternalError),
+    (RetryableRequestError, Unavailable),
+    (GenerationError, InternalError),
+    (GracefulHTTPError, Overloaded),
+    (VLLMNotFoundError, NotFound),
+    (VLLMUnprocessableEntityError, InvalidRequest),
+    (VLLMValidationError, InvalidRequest),
+    (VLLMClientError, InvalidRequest),
+    (VLLMServerError, InternalError),
+    # vLLM has not moved all of its checks of a request to its own classes yet.
+    (NotImplementedError, NotImplementedHere),
+    (ValidationError, InvalidRequest),
+    (ValueError, InvalidRequest),
+    (TypeError, InvalidRequest),
+    (OverflowError, InvalidRequest),
+)
+
+_TOO_LONG = {"input_tokens", "input_text"}
+_MAX_MESSAGE = 1000
+
+
+def translate(error: BaseException, prompt_field: str = "prompt") -> LlmserveError:
+    """Our error for anything that vLLM raised. A server error says nothing of its cause
+    to the client; the caller logs it. ``prompt_field`` names the field of the request
+    that is at fault when the prompt is too long."""
+    if isinstance(error, LlmserveError):
+        return error
+    if isinstance(error, ValidationError):
+        return _from_pydantic(error)
+    for theirs, ours in TABLE:
+        if isinstance(error, theirs):
+            return _make(ours, error, prompt_field)
+    if any(base.__name__ == "TemplateError" for base in type(error).__mro__):
+        return InvalidRequest(f"The chat template refuses these messages: {error}")
+    return InternalError()
+
+
+def from_error_body(body: dict[str, Any], prompt_field: str = "prompt") -> LlmserveError:
+    """Our error for an error object that vLLM *returned* (or streamed) instead of
+    raising it: ``{"message", "type", "param", "code"}`` with a status as ``code``."""
+    message = str(body.get("message") or "The engine refused this request.")[:_MAX_MESSAGE]
+    status, param = body.get("code"), body.get("param")
+    if status == 404:
+        return NotFound(message, param=param)
+    if status == 501:
+        return NotImplementedHere(message)
+    if status == 503:
+        return Unavailable(message)
+    if isinstance(status, int) and 400 <= status < 500:
+        return _invalid(message, param, prompt_field)
+    return InternalError()
+
+
+def _make(ours: type[LlmserveError], error: BaseException, prompt_field: str) -> LlmserveError:
+    if ours in (EngineDied, InternalError):
+        return ours()
+    if ours is InvalidRequest:
+        message = str(error.args[0]) if error.args else str(error)
+        return _invalid(message[:_MAX_MESSAGE], getattr(error, "parameter", None), prompt_field)
+    return ours(str(error)[:_MAX_MESSAGE])
+
+
+def _invalid(message: str, param: str | None, prompt_field: str) -> InvalidRequest:
+    if param in _TOO_LONG:
+        return InvalidRequest(message, param=prompt_field, code=PromptTooLong.code)
+    return InvalidRequest(message, param=param)
+
+
+def _from_pydantic(error: ValidationError) -> InvalidRequest:
+    """The first mistake in a request body, with the path to it and no class names."""
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    path = ".".join(
+        str(part) for part in first["loc"] if not isinstance(part, str) or part.isidentifier()
+    )
+    param = getattr(cause, "parameter", None) or path or None
+    detail = str(cause.args[0]) if cause is not None and cause.args else first["msg"]
+    return InvalidRequest(f"{param}: {detail}" if param else detail, param=param)

@@ -1,0 +1,191 @@
+"""The OpenAI face: vLLM's own serving classes, called in our own process.
+
+Everything vLLM knows of tool parsers, reasoning parsers, Responses and Messages is used
+as it is. This file turns JSON into vLLM's request classes, finds the serving class,
+turns returned and streamed error objects into exceptions, and lets ``conform`` mend what
+the published schemas do not allow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import Request, Response
+from pydantic import BaseModel, TypeAdapter
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensRequest,
+    AnthropicMessagesRequest,
+)
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+
+from llmserve.engine.protocol import Context, Event, Json
+from llmserve.engine.vllm import conform, tools
+from llmserve.engine.vllm.core import Core, Metered
+from llmserve.engine.vllm.errors import from_error_body, translate
+from llmserve.errors import InternalError, LlmserveError, NotImplementedHere, ServerError
+from llmserve.types import Meter, Operation
+
+log = logging.getLogger(__name__)
+
+Call = Callable[[Any, Any, Request], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How vLLM does an operation: its request class, the serving object on vLLM's state,
+    the method, and the request field that holds the prompt (for error messages)."""
+
+    request: TypeAdapter[Any]
+    serving: str
+    call: Call
+    prompt_field: str
+
+
+def _route(request: Any, serving: str, method: str, prompt_field: str) -> _Route:
+    def call(target: Any, parsed: Any, http: Request) -> Awaitable[Any]:
+        return getattr(target, method)(parsed, http)  # type: ignore[no-any-return]
+
+    return _Route(TypeAdapter(request), serving, call, prompt_field)
+
+
+ROUTES: dict[Operation, _Route] = {
+    Operation.CHAT: _route(
+        ChatCompletionRequest, "openai_serving_chat", "create_chat_completion", "messages"
+    ),
+    Operation.COMPLETION: _route(
+        CompletionRequest, "openai_serving_completion", "create_completion", "prompt"
+    ),
+    Operation.RESPONSES: _route(
+        ResponsesRequest, "openai_serving_responses", "create_responses", "input"
+    ),
+    Operation.MESSAGES: _route(
+        AnthropicMessagesRequest, "anthropic_serving_messages", "create_messages", "messages"
+    ),
+    Operation.COUNT_TOKENS: _route(
+        AnthropicCountTokensRequest, "anthropic_serving_messages", "count_tokens", "messages"
+    ),
+    Operation.EMBEDDINGS: _route(EmbeddingRequest, "serving_embedding", "__call__", "input"),
+    Operation.TOKENIZE: _route(
+        TokenizeRequest, "serving_tokenization", "create_tokenize", "prompt"
+    ),
+    Operation.DETOKENIZE: _route(
+        DetokenizeRequest, "serving_tokenization", "create_detokenize", "tokens"
+    ),
+}
+
+
+async def answer(
+    core: Core, operation: Operation, body: Json, context: Context, meter: Meter
+) -> Json | AsyncIterator[Event]:
+    """One request through vLLM's serving class. See ``Engine.openai``."""
+    route = ROUTES[operation]
+    serving = core.bound(route.serving, meter)
+    if serving is None:
+        raise NotImplementedHere(f"This model cannot do {operation.value}.")
+    try:
+        request = route.request.validate_python(_owned(body, operation, context))
+        result = await route.call(serving, request, _http_request(context))
+    except Exception as error:
+        raise _ours(error, route, context) from error
+    _raise_if_cancelled()
+    client = serving.engine_client
+    if isinstance(result, ErrorResponse):
+        _raise_if_error({"error": result.error.model_dump()}, route, client)
+    if isinstance(result, AsyncGenerator):
+        return _events(result, operation, route, context, client)
+    reply = tools.hide_cut_call(operation, body, _plain(result))
+    return conform.reply(operation, reply)
+
+
+def _owned(body: Json, operation: Operation, context: Context) -> Json:
+    """The body under the names that the engine knows, with our request id."""
+    owned = tools.prepare(operation, body) | {"model": context.model}
+    if operation is Operation.RESPONSES:
+        owned["request_id"] = f"resp_{context.request_id}"
+    return owned
+
+
+def _http_request(context: Context) -> Request:
+    """vLLM takes the request id from a header; nothing else of HTTP reaches it."""
+    headers = [(b"x-request-id", context.request_id.encode())]
+    return Request({"type": "http", "headers": headers, "state": {}})
+
+
+def _raise_if_cancelled() -> None:
+    """vLLM's chat class answers a cancelled request with an error object; the
+    cancellation itself must go on."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _plain(result: Any) -> Json:
+    if isinstance(result, BaseModel):
+        plain: Json = result.model_dump(mode="json", by_alias=True)
+    elif isinstance(result, Response):
+        plain = msgspec.json.decode(result.body)
+    else:
+        raise InternalError()
+    return plain
+
+
+async def _events(
+    stream: AsyncGenerator[Any, None],
+    operation: Operation,
+    route: _Route,
+    context: Context,
+    client: Metered,
+) -> AsyncIterator[Event]:
+    """vLLM's events as JSON. Ends by exhaustion only when vLLM ended in success."""
+    try:
+        async with aclosing(stream) as items:
+            async for item in items:
+                for name, data in _decode(item):
+                    _raise_if_error(data, route, client)
+                    data = conform.event(operation, data)
+                    yield Event(data, data.get("type") if name else None)
+    except Exception as error:
+        raise _ours(error, route, context) from error
+
+
+def _decode(item: Any) -> list[tuple[str | None, Json]]:
+    """The events in one item of vLLM's stream: an event object, or SSE text."""
+    if isinstance(item, BaseModel):
+        data: Json = item.model_dump(mode="json", by_alias=True)
+        return [(data.get("type"), data)]
+    events = []
+    for frame in item.split("\n\n"):
+        name, data_text = None, None
+        for line in frame.split("\n"):
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                data_text = line[6:]
+        if data_text is not None and data_text != "[DONE]":
+            events.append((name, msgspec.json.decode(data_text)))
+    return events
+
+
+def _raise_if_error(data: Json, route: _Route, client: Metered) -> None:
+    error = data.get("error")
+    if isinstance(error, dict) and "message" in error:
+        # What the engine raised says more than the text vLLM has made of it.
+        raise client.failure or from_error_body(error, route.prompt_field)
+
+
+def _ours(error: Exception, route: _Route, context: Context) -> LlmserveError:
+    ours = translate(error, route.prompt_field)
+    if isinstance(ours, ServerError) and ours is not error:
+        log.error("request %s failed in the engine: %r", context.request_id, error)
+    return ours

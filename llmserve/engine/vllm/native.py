@@ -1,0 +1,196 @@
+"""The native face: our domain in, vLLM's renderer and sampler, our domain out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from vllm.logprobs import Logprob
+from vllm.outputs import CompletionOutput
+from vllm.renderers import ChatParams, TokenizeParams
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+from llmserve.engine.vllm.core import Core
+from llmserve.engine.vllm.errors import translate
+from llmserve.errors import InvalidRequest, NotImplementedHere, PromptTooLong, ServerError
+from llmserve.types import (
+    Chunk,
+    Constraint,
+    FinishReason,
+    GenerateRequest,
+    Meter,
+    Sampling,
+    TokenLogprob,
+)
+
+log = logging.getLogger(__name__)
+
+_FINISH = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    # vLLM gave up on a loop in the output; for the client the answer simply stops.
+    "repetition": FinishReason.STOP,
+}
+
+
+async def generate(core: Core, request: GenerateRequest, meter: Meter) -> AsyncIterator[Chunk]:
+    """The chunks of one request. See ``Engine.generate``."""
+    field = "prompt" if request.messages is None else "messages"
+    if "generate" not in core.info.tasks:
+        raise NotImplementedHere("This model does not generate text.")
+    if request.adapter is not None and request.adapter not in core.info.adapters:
+        raise InvalidRequest(f"There is no adapter {request.adapter!r}.", param="model")
+    try:
+        prompt, length = await _render(core, request, field)
+        params = sampling_params(core, request.sampling, length)
+        stream = core.metered(meter).generate(
+            prompt,
+            params,
+            request.id,
+            lora_request=core.adapter(request.adapter),
+            priority=request.priority,
+        )
+        async with aclosing(stream) as outputs:
+            async for output in outputs:
+                for choice in output.outputs:
+                    if choice.token_ids or choice.text or choice.finish_reason:
+                        yield _chunk(choice, request.sampling.logprobs)
+    except Exception as error:
+        ours = translate(error, field)
+        if isinstance(ours, ServerError) and ours is not error:
+            log.error("request %s failed in the engine: %r", request.id, error)
+        raise ours from error
+
+
+async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any, int]:
+    """Prompt text to tokens, in the renderer's thread. Returns vLLM's engine input and
+    its length in tokens."""
+    renderer, limit = core.llm.renderer, core.info.max_model_len
+    _check_size(core, request, field)
+    # No limit here: vLLM would stop counting one past it, and the error would not know
+    # how long the prompt really is.
+    if request.messages is not None:
+        online = core.state.online_renderer
+        defaults = {"add_generation_prompt": True, "continue_final_message": False}
+        params = ChatParams(
+            chat_template=online.chat_template,
+            chat_template_content_format=online.chat_template_content_format,
+            chat_template_kwargs=defaults | online.default_chat_template_kwargs,
+        )
+        conversation = [{"role": m.role, "content": m.content} for m in request.messages]
+        _, (prompt,) = await renderer.render_chat_async(
+            [conversation], params, TokenizeParams(max_total_tokens=None, add_special_tokens=False)
+        )
+    else:
+        parsed = parse_model_prompt(core.llm.model_config, request.prompt)
+        (prompt,) = await renderer.render_cmpl_async(
+            [parsed], TokenizeParams(max_total_tokens=None)
+        )
+    length = len(prompt["prompt_token_ids"])
+    if length >= limit:
+        raise PromptTooLong(length, limit, param=field)
+    return prompt, length
+
+
+def _check_size(core: Core, request: GenerateRequest, field: str) -> None:
+    """Refuse what cannot fit whatever its tokens are, before it costs any time."""
+    texts = [m.content for m in request.messages or ()] or [request.prompt or ""]
+    if not any(texts):
+        raise InvalidRequest(f"{field} must not be empty.", param=field)
+    limit = core.info.max_model_len
+    most = limit * core.llm.renderer.get_tokenizer().max_chars_per_token
+    size = sum(map(len, texts))
+    if size > most:
+        raise InvalidRequest(
+            f"The prompt has {size} characters; this model's context of {limit} tokens "
+            f"holds at most {most}.",
+            param=field,
+            code=PromptTooLong.code,
+        )
+
+
+def sampling_params(core: Core, sampling: Sampling, prompt_tokens: int) -> SamplingParams:
+    """vLLM's sampling parameters: the request's over the model's own defaults."""
+    room = core.info.max_model_len - prompt_tokens
+    if sampling.max_tokens is not None and sampling.max_tokens > core.info.max_model_len:
+        raise InvalidRequest(
+            f"max_tokens is {sampling.max_tokens}; this model's context holds "
+            f"{core.info.max_model_len} tokens for prompt and answer together.",
+            param="max_tokens",
+        )
+    defaults = dict(core.llm.model_config.get_diff_sampling_param())
+    most = min(room, sampling.max_tokens or defaults.pop("max_tokens", room))
+    defaults.pop("max_tokens", None)
+    chosen = {
+        name: value
+        for name in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        )
+        if (value := getattr(sampling, name)) is not None
+    }
+    return SamplingParams(
+        **defaults | chosen,
+        n=sampling.n,
+        max_tokens=most,
+        seed=sampling.seed,
+        stop=list(sampling.stop) or None,
+        logprobs=sampling.logprobs,
+        logit_bias=dict(sampling.logit_bias) or None,
+        ignore_eos=sampling.ignore_eos,
+        structured_outputs=_structured(sampling.constraint),
+        output_kind=RequestOutputKind.DELTA,
+        skip_clone=True,
+    )
+
+
+def _structured(constraint: Constraint | None) -> StructuredOutputsParams | None:
+    if constraint is None:
+        return None
+    if constraint.json_schema is not None:
+        if not constraint.json_schema:
+            return StructuredOutputsParams(json_object=True)
+        return StructuredOutputsParams(json=dict(constraint.json_schema))
+    if constraint.regex is not None:
+        return StructuredOutputsParams(regex=constraint.regex)
+    return StructuredOutputsParams(choice=list(constraint.choice or ()))
+
+
+def _chunk(choice: CompletionOutput, logprobs: int | None) -> Chunk:
+    finish = _FINISH[choice.finish_reason] if choice.finish_reason else None
+    return Chunk(
+        index=choice.index,
+        text=choice.text,
+        token_ids=tuple(choice.token_ids),
+        finish_reason=finish,
+        stop_reason=choice.stop_reason if finish else None,
+        logprobs=None if logprobs is None else _logprobs(choice, logprobs),
+    )
+
+
+def _logprobs(choice: CompletionOutput, top: int) -> tuple[TokenLogprob, ...]:
+    """vLLM reports the chosen token and ``top`` alternatives, in no fixed order."""
+    rows = choice.logprobs or []
+    return tuple(
+        _token_logprob(token_id, row, top)
+        for token_id, row in zip(choice.token_ids, rows, strict=True)
+    )
+
+
+def _token_logprob(token_id: int, row: dict[int, Logprob], top: int) -> TokenLogprob:
+    chosen = row[token_id]
+    ranked = sorted(row.items(), key=lambda item: item[1].logprob, reverse=True)[:top]
+    return TokenLogprob(
+        token=chosen.decoded_token or "",
+        token_id=token_id,
+        logprob=chosen.logprob,
+        top=tuple((entry.decoded_token or "", id_, entry.logprob) for id_, entry in ranked),
+    )

@@ -1,0 +1,1 @@
+"""The policies between the wire and the engine: authenticate, route, admit, account."""

@@ -1,0 +1,1 @@
+"""HTTP: routes, wire schemas, conversions, server-sent events. A handler is ten lines."""

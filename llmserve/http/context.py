@@ -1,0 +1,25 @@
+"""What handlers need of a request and of the application, without untyped look-ups."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from starlette.requests import Request
+
+from llmserve.gateway.entry import Entry
+from llmserve.services import Services
+
+
+def services(request: Request) -> Services:
+    """What is wired in this application."""
+    return cast(Services, request.app.state.services)
+
+
+def entry(request: Request) -> Entry:
+    """The account of this request, opened by ``middleware.Accounting``."""
+    return cast(Entry, request.state.entry)
+
+
+def base_url(request: Request) -> str:
+    """``scheme://host[:port]`` as the client sees this server."""
+    return f"{request.url.scheme}://{request.headers.get('host', '')}"

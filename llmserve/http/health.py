@@ -1,0 +1,96 @@
+"""Liveness, readiness and metrics. Live is not ready."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmserve import __version__
+from llmserve.errors import NotFound
+from llmserve.http.context import services
+from llmserve.http.envelopes import json_response
+from llmserve.observability.metrics import State
+from llmserve.services import Services
+
+router = APIRouter(tags=["health"])
+
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@router.get("/health", include_in_schema=False)
+@router.get("/livez", summary="200 while the process answers")
+async def livez() -> Response:
+    return json_response({"status": "live"})
+
+
+@router.get("/ready", include_in_schema=False)
+@router.get("/readyz", summary="200 once a token has been generated, else 503 and why not")
+async def readyz(request: Request) -> Response:
+    wired = services(request)
+    ready = _ready(wired)
+    headers = {} if ready else {"retry-after": "5"}
+    return json_response(_readiness(wired), status=200 if ready else 503, headers=headers)
+
+
+@router.get("/healthz", summary="The state of the server in one object")
+async def healthz(request: Request) -> Response:
+    wired = services(request)
+    engine = wired.supervisor.engine() if _ready(wired) else None
+    load = engine.load() if engine else None
+    return json_response(
+        {
+            "status": "live",
+            "version": __version__,
+            "uptime_s": round(time.time() - wired.started_at, 3),
+            "model": wired.gateway.router.names[0],
+            "requests_in_flight": wired.gateway.admission.in_flight,
+            "engine_restarts": wired.supervisor.status.restarts,
+            "readiness": _readiness(wired),
+            "engine": load
+            and {
+                "running": load.running,
+                "waiting": load.waiting,
+                "kv_cache_usage": load.kv_cache_usage,
+            },
+        }
+    )
+
+
+@router.get("/metrics", summary="Prometheus metrics: llmserve's and vLLM's")
+async def metrics(request: Request) -> Response:
+    wired = services(request)
+    if not wired.settings.metrics.enabled:
+        raise NotFound("Metrics are switched off (metrics.enabled).")
+    state = State(
+        model=wired.gateway.router.names[0],
+        ready=_ready(wired),
+        draining=wired.gateway.admission.draining,
+        in_flight=wired.gateway.admission.in_flight,
+        restarts=wired.supervisor.status.restarts,
+    )
+    text = await run_in_threadpool(wired.metrics.render, state)
+    return Response(text, headers={"content-type": _CONTENT_TYPE})
+
+
+def _ready(wired: Services) -> bool:
+    return wired.supervisor.ready and not wired.gateway.admission.draining
+
+
+def _readiness(wired: Services) -> dict[str, object]:
+    status = wired.supervisor.status
+    body: dict[str, object] = {
+        "status": "ready" if _ready(wired) else "not ready",
+        "stage": status.stage.value,
+        "seconds_in_stage": round(time.monotonic() - status.since, 1),
+    }
+    if status.progress is not None:
+        body["progress"] = status.progress
+    if wired.gateway.admission.draining:
+        body |= {"stage": "draining", "reason": "The server is shutting down."}
+    elif not _ready(wired):
+        body["reason"] = status.reason or f"The engine is {status.stage.value}."
+    return body

@@ -1,0 +1,119 @@
+"""The OpenAI and Anthropic routes. What they mean is the engine's business."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmserve.errors import LlmserveError, ModelNotFound
+from llmserve.gateway.routing import Target
+from llmserve.http.body import read_json
+from llmserve.http.context import base_url, entry, services
+from llmserve.http.envelopes import error_event, json_response, sse
+from llmserve.http.openai_fields import check_fields
+from llmserve.http.streaming import stream_response, until_disconnect
+from llmserve.types import Operation
+
+PATHS: dict[str, Operation] = {
+    "/v1/chat/completions": Operation.CHAT,
+    "/v1/completions": Operation.COMPLETION,
+    "/v1/responses": Operation.RESPONSES,
+    "/v1/messages": Operation.MESSAGES,
+    "/v1/messages/count_tokens": Operation.COUNT_TOKENS,
+    "/v1/embeddings": Operation.EMBEDDINGS,
+    "/tokenize": Operation.TOKENIZE,
+    "/detokenize": Operation.DETOKENIZE,
+}
+
+_DONE = b"data: [DONE]\n\n"
+_ENDS_WITH_DONE = (Operation.CHAT, Operation.COMPLETION)
+
+
+def build_router() -> APIRouter:
+    """The routes of ``PATHS``, and the list of models."""
+    router = APIRouter(tags=["openai"])
+    for path, operation in PATHS.items():
+        router.add_api_route(
+            path,
+            _handler(operation),
+            methods=["POST"],
+            name=operation.value,
+            openapi_extra=_SCHEMA,
+            response_model=None,
+        )
+    router.add_api_route("/v1/models", list_models, methods=["GET"], response_model=None)
+    router.add_api_route(
+        "/v1/models/{model:path}", retrieve_model, methods=["GET"], response_model=None
+    )
+    return router
+
+
+_SCHEMA = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
+
+
+def _handler(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        wired, account = services(request), entry(request)
+        settings = wired.settings
+        body = await read_json(request, settings.limits, settings.server.body_timeout_s)
+        check_fields(operation, body, settings.limits)
+        target = wired.gateway.route(account, body.get("model"), base_url(request))
+        if body.get("stream"):
+            frames = _frames(request, target, operation, body)
+            return await stream_response(frames, _on_error(operation), settings.server)
+        work = wired.gateway.openai(account, target, operation, body)
+        return json_response(await until_disconnect(request, work))
+
+    return handle
+
+
+async def _frames(
+    request: Request, target: Target, operation: Operation, body: dict[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    stream = services(request).gateway.openai_stream(entry(request), target, operation, body)
+    async with aclosing(stream) as events:
+        async for event in events:
+            yield sse(event.data, event.event)
+    if operation in _ENDS_WITH_DONE:
+        yield _DONE
+
+
+def _on_error(operation: Operation) -> Callable[[LlmserveError], bytes]:
+    return lambda error: error_event(error, operation)
+
+
+async def list_models(request: Request) -> Response:
+    """``GET /v1/models``: what a client may ask for now."""
+    return json_response({"object": "list", "data": list(_models(request).values())})
+
+
+async def retrieve_model(request: Request, model: str) -> Response:
+    """``GET /v1/models/{id}``."""
+    models = _models(request)
+    if model not in models:
+        raise ModelNotFound(model, list(models))
+    return json_response(models[model])
+
+
+def _models(request: Request) -> dict[str, dict[str, Any]]:
+    wired = services(request)
+    engine = wired.supervisor.engine()
+    info, names = engine.info, wired.gateway.router.all_names(engine)
+    base = {
+        "object": "model",
+        "created": wired.started_at,
+        "owned_by": "llmserve",
+        "max_model_len": info.max_model_len,
+    }
+    parents = {name: {"parent": names[0]} for name in info.adapters}
+    return {name: {"id": name, **base, **parents.get(name, {})} for name in names}

@@ -1,0 +1,152 @@
+"""The ``llmserve_*`` series: what only the front door knows.
+
+vLLM's own series stay as they are and are served beside these. Rates are Prometheus'
+business: everything that grows is a counter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from llmserve import __version__
+from llmserve.gateway.entry import UNKNOWN_MODEL, Entry
+from llmserve.types import GAP_BUCKETS, Meter, Outcome
+
+_SECONDS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+    *(10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is read off the server at the moment of a scrape."""
+
+    model: str
+    ready: bool
+    draining: bool
+    in_flight: int
+    restarts: int
+
+
+class TokenGaps(Collector):
+    """Histogram of the times between tokens, fed with whole requests: observing each
+    token would cost the stream more than sending it."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, tuple[list[int], float]] = {}
+
+    def add(self, model: str, meter: Meter) -> None:
+        counts, seconds = self._models.get(model) or ([0] * len(GAP_BUCKETS), 0.0)
+        summed = [a + b for a, b in zip(counts, meter.gap_counts, strict=True)]
+        self._models[model] = (summed, seconds + meter.gap_seconds)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(
+            "llmserve_inter_token_latency_seconds",
+            "Time between two tokens of a request; tokens that arrive together share theirs.",
+            labels=["model"],
+        )
+        for model, (counts, seconds) in self._models.items():
+            bounds = [str(floatToGoString(bound)) for bound in GAP_BUCKETS]  # type: ignore[no-untyped-call]
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric([model], buckets=buckets, sum_value=seconds)
+        yield family
+
+
+class Metrics:
+    """One set of series in a registry of its own, so that several servers can live in
+    one process (tests do that)."""
+
+    def __init__(self, engine: str) -> None:
+        self.registry = CollectorRegistry()
+        registry, by_model = self.registry, ("model",)
+        self._requests = Counter(
+            "llmserve_requests",
+            "Requests by the outcome they ended in; each request counts once.",
+            ("route", "model", "outcome"),
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "llmserve_request_duration_seconds",
+            "Time from the arrival of a request to the end of its reply.",
+            ("route", "model"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._prompt = Counter(
+            "llmserve_prompt_tokens", "Prompt tokens taken in.", by_model, registry=registry
+        )
+        self._cached = Counter(
+            "llmserve_cached_prompt_tokens",
+            "Prompt tokens found in the prefix cache.",
+            by_model,
+            registry=registry,
+        )
+        self._completion = Counter(
+            "llmserve_completion_tokens",
+            "Tokens generated for clients.",
+            by_model,
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            "llmserve_time_to_first_token_seconds",
+            "Time from the arrival of a request to its first token.",
+            by_model,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._gaps = TokenGaps()
+        self.registry.register(self._gaps)
+        self._in_flight = Gauge(
+            "llmserve_requests_in_flight",
+            "Requests that hold a permit.",
+            by_model,
+            registry=registry,
+        )
+        self._ready = Gauge("llmserve_ready", "1 while readiness holds.", registry=registry)
+        self._draining = Gauge(
+            "llmserve_draining", "1 while the server is shutting down.", registry=registry
+        )
+        self._restarts = Counter(
+            "llmserve_engine_restarts",
+            "How often a running engine has died.",
+            registry=registry,
+        )
+        self._seen_restarts = 0
+        Gauge("llmserve_build_info", "Always 1.", ("version", "engine"), registry=registry).labels(
+            __version__, engine
+        ).set(1)
+
+    def closed(self, entry: Entry) -> None:
+        """A request has ended; its outcome and its meter are final."""
+        outcome = entry.outcome or Outcome.FAILED
+        meter, model = entry.meter, entry.model
+        self._requests.labels(entry.route, model, outcome.value).inc()
+        self._duration.labels(entry.route, model).observe(time.monotonic() - entry.started)
+        if model == UNKNOWN_MODEL:
+            return
+        self._prompt.labels(model).inc(meter.prompt_tokens)
+        self._cached.labels(model).inc(meter.cached_tokens)
+        self._completion.labels(model).inc(meter.completion_tokens)
+        if meter.first_token_at is not None:
+            self._ttft.labels(model).observe(max(0.0, meter.first_token_at - entry.started))
+            self._gaps.add(model, meter)
+
+    def render(self, state: State) -> bytes:
+        """The text exposition of our series and vLLM's."""
+        self._ready.set(state.ready)
+        self._draining.set(state.draining)
+        self._in_flight.labels(state.model).set(state.in_flight)
+        self._restarts.inc(state.restarts - self._seen_restarts)
+        self._seen_restarts = state.restarts
+        return generate_latest(self.registry) + generate_latest(REGISTRY)
