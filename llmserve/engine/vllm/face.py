@@ -105,7 +105,7 @@ async def answer(
     if isinstance(result, AsyncGenerator):
         return _events(result, operation, route, context, client)
     reply = tools.hide_cut_call(operation, body, _plain(result))
-    return conform.reply(operation, reply)
+    return conform.reply(operation, reply, context)
 
 
 def _owned(body: Json, operation: Operation, context: Context) -> Json:
@@ -148,13 +148,14 @@ async def _events(
     client: Metered,
 ) -> AsyncIterator[Event]:
     """vLLM's events as JSON. Ends by exhaustion only when vLLM ended in success."""
+    shaper = conform.Stream(operation, context)
     try:
         async with aclosing(stream) as items:
             async for item in items:
                 for name, data in _decode(item):
                     _raise_if_error(data, route, client)
-                    data = conform.event(operation, data)
-                    yield Event(data, data.get("type") if name else None)
+                    for event in shaper.feed(name, data):
+                        yield event
     except Exception as error:
         raise _ours(error, route, context) from error
 
