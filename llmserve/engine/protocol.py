@@ -10,7 +10,7 @@ frees what the request held in the engine. Errors are those of ``llmserve.errors
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -60,7 +60,7 @@ class Engine(Protocol):
         can never work, anything else when a later try may succeed."""
         ...
 
-    def generate(self, request: GenerateRequest, meter: Meter) -> AsyncIterator[Chunk]:
+    def generate(self, request: GenerateRequest, meter: Meter) -> AsyncGenerator[Chunk, None]:
         """Stream the chunks of all choices of one request, keeping ``meter`` up to date.
 
         Raises ``InvalidRequest`` (before the first chunk), ``EngineDied``,
@@ -70,7 +70,7 @@ class Engine(Protocol):
 
     async def openai(
         self, operation: Operation, body: Json, context: Context, meter: Meter
-    ) -> Json | AsyncIterator[Event]:
+    ) -> Json | AsyncGenerator[Event, None]:
         """Answer an OpenAI or Anthropic request: an object, or its events when the body
         asks for a stream. Raises as ``generate`` does, and ``NotImplementedHere`` when
         the model cannot do the operation. Closing the iterator (or cancelling this
@@ -84,13 +84,10 @@ class Engine(Protocol):
         ...
 
     def alive(self) -> bool:
-        """False once the engine core has died; it never recovers by itself."""
+        """True from a successful start until the engine core dies or the engine is
+        closed; a dead engine never recovers by itself."""
         ...
 
     async def aclose(self) -> None:
         """End all processes of the engine. Idempotent, also after a failed start."""
         ...
-
-
-EngineFactory: TypeAlias = Callable[[], Engine]
-"""Makes a fresh, unstarted engine: the supervisor calls it again after a crash."""

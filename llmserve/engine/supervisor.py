@@ -159,6 +159,6 @@ async def _first_token(engine: Engine) -> None:
         await engine.openai(Operation.EMBEDDINGS, body, context, Meter())
         return
     request = GenerateRequest("warm-up", prompt="Hello", sampling=Sampling(max_tokens=1))
-    async with aclosing(engine.generate(request, Meter())) as chunks:  # type: ignore[type-var]
+    async with aclosing(engine.generate(request, Meter())) as chunks:
         async for _ in chunks:
             pass

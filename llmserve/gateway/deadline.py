@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, TypeVar
 
 from llmserve.errors import DeadlineExceeded, LlmserveError
 
@@ -44,7 +44,7 @@ class Deadline:
         finally:
             self._scope = None
 
-    async def guard(self, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    async def guard(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Yield from ``items``, each wait within the deadline; close them in any case."""
         try:
             while True:
@@ -60,10 +60,10 @@ class Deadline:
         return DeadlineExceeded(f"The request took longer than the limit of {self._seconds:g} s.")
 
 
-async def _close(items: AsyncIterator[Any]) -> None:
+async def _close(items: AsyncGenerator[Any, None]) -> None:
     """Close an iterator although the task that reads it is being cancelled: the abort
     must reach the engine."""
-    closing = asyncio.ensure_future(cast(AsyncGenerator[Any, None], items).aclose())
+    closing = asyncio.ensure_future(items.aclose())
     try:
         await asyncio.shield(closing)
     except asyncio.CancelledError:

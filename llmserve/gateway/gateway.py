@@ -8,7 +8,7 @@ Authentication comes before (``http.middleware``: it covers every path, not only
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -84,7 +84,7 @@ class Gateway:
 
     async def _ask(
         self, entry: Entry, target: Target, operation: Operation, body: Json
-    ) -> Json | AsyncIterator[Event]:
+    ) -> Json | AsyncGenerator[Event, None]:
         context = Context(entry.id, target.model, target.adapter)
         return await self.supervisor.engine().openai(operation, body, context, entry.meter)
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from llmserve.engine.protocol import Engine
 from llmserve.errors import ModelNotFound
 from llmserve.settings import ModelSettings
-
-_EXTENSION = re.compile(r"(\.gguf)?$")
-_DEMO_NAME = "SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +22,7 @@ class Router:
     """One model with its names, and the adapters of its engine."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        self.names = served_names(settings)
+        self.names = settings.names
         self._defaults = frozenset(settings.default_names)
         self._version = settings.version
 
@@ -47,12 +43,3 @@ class Router:
     def all_names(self, engine: Engine) -> list[str]:
         """Every name a client may ask for, the default ones aside."""
         return [*self.names, *engine.info.adapters]
-
-
-def served_names(settings: ModelSettings) -> tuple[str, ...]:
-    """The configured names, or the last part of the model's source."""
-    if settings.served_names:
-        return settings.served_names
-    if settings.source == "demo":
-        return (_DEMO_NAME, "demo")
-    return (_EXTENSION.sub("", settings.source.rstrip("/").rsplit("/", 1)[-1]),)

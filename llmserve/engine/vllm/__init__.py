@@ -8,15 +8,19 @@ the one table from vLLM's errors to ours. Importing this package does not import
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmserve.engine.vllm.engine import VllmEngine
     from llmserve.settings import Settings
 
 
-def build_engine(settings: Settings, model: str) -> VllmEngine:
-    """An unstarted engine for ``model``, a local folder or a Hugging Face id."""
+def build_engine(
+    settings: Settings, model: str, defaults: Mapping[str, Any] | None = None
+) -> VllmEngine:
+    """An unstarted engine for ``model``, a local folder. ``defaults`` are engine
+    arguments that suit this model; the settings come first."""
     from llmserve.engine.vllm.engine import VllmEngine
 
-    return VllmEngine(settings, model)
+    return VllmEngine(settings, model, defaults or {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from llmserve.errors import ConfigError
@@ -30,8 +31,15 @@ def to_argv(arguments: dict[str, Any]) -> list[str]:
     return argv
 
 
-def build_namespace(settings: Settings, model: str, served_name: str, *, on_cpu: bool) -> Namespace:
-    """vLLM's argument namespace for this server.
+def build_namespace(
+    settings: Settings,
+    model: str,
+    model_defaults: Mapping[str, Any],
+    *,
+    on_cpu: bool,
+) -> Namespace:
+    """vLLM's argument namespace for this server: our defaults, then those that suit the
+    model, then the settings.
 
     Raises ``ConfigError`` with vLLM's own words when it refuses a name or a value.
     """
@@ -42,10 +50,10 @@ def build_namespace(settings: Settings, model: str, served_name: str, *, on_cpu:
         def error(self, message: str) -> NoReturn:
             raise ConfigError(f"vLLM refuses the engine settings: {message}")
 
-    arguments = _defaults(settings, on_cpu=on_cpu) | settings.engine
+    arguments = _defaults(settings, on_cpu=on_cpu) | dict(model_defaults) | settings.engine
     arguments |= {
         "model": model,
-        "served_model_name": [served_name],
+        "served_model_name": [settings.model.names[0]],
         "revision": settings.model.revision,
         "trust_remote_code": settings.model.trust_remote_code or None,
     }

@@ -8,14 +8,14 @@ import importlib
 import logging
 import signal
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmserve.engine.protocol import Context, Event, Json, Report
 from llmserve.engine.vllm.args import build_namespace
 from llmserve.engine.vllm.environment import prepare_environment
-from llmserve.errors import EngineDied, NotReady
+from llmserve.errors import EngineDied, NotReady, SetupError
 from llmserve.settings import Settings
 from llmserve.types import Chunk, GenerateRequest, Load, Meter, ModelInfo, Operation, Stage
 
@@ -31,9 +31,10 @@ class VllmEngine:
     """One model in one vLLM ``AsyncLLM`` (continuous batching, tensor and pipeline
     parallelism are its business)."""
 
-    def __init__(self, settings: Settings, model: str) -> None:
+    def __init__(self, settings: Settings, model: str, defaults: Mapping[str, Any]) -> None:
         self._settings = settings
         self._model = model
+        self._defaults = defaults
         self._core: Core | None = None
         self._llm: Any = None
         self._closed = False
@@ -60,22 +61,27 @@ class VllmEngine:
         importlib.import_module("llmserve.engine.vllm.core")
         from vllm.platforms import current_platform
 
-        names = self._settings.model.served_names or (self._model,)
-        return build_namespace(
-            self._settings, self._model, names[0], on_cpu=current_platform.is_cpu()
-        )
+        if self._settings.runtime.device == "cpu" and not current_platform.is_cpu():
+            raise SetupError(
+                "runtime.device is cpu, but the installed vLLM is built for GPUs. Install the "
+                "CPU engine: python tools/setup_env.py --engine cpu."
+            )
+        on_cpu = current_platform.is_cpu()
+        return build_namespace(self._settings, self._model, self._defaults, on_cpu=on_cpu)
 
-    def generate(self, request: GenerateRequest, meter: Meter) -> AsyncIterator[Chunk]:
+    def generate(self, request: GenerateRequest, meter: Meter) -> AsyncGenerator[Chunk, None]:
+        core = self._running()
         from llmserve.engine.vllm.native import generate
 
-        return generate(self._running(), request, meter)
+        return generate(core, request, meter)
 
     async def openai(
         self, operation: Operation, body: Json, context: Context, meter: Meter
-    ) -> Json | AsyncIterator[Event]:
+    ) -> Json | AsyncGenerator[Event, None]:
+        core = self._running()
         from llmserve.engine.vllm.face import answer
 
-        return await answer(self._running(), operation, body, context, meter)
+        return await answer(core, operation, body, context, meter)
 
     def load(self) -> Load:
         return self._core.load() if self._core else Load(0, 0, 0.0)

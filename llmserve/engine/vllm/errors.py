@@ -6,6 +6,8 @@ is not covered here.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -55,25 +57,38 @@ TABLE: tuple[tuple[type[BaseException], type[LlmserveError]], ...] = (
 
 _TOO_LONG = {"input_tokens", "input_text"}
 _MAX_MESSAGE = 1000
+# xgrammar says where in its own C++ source it gave up; that is no business of a client.
+_GRAMMAR = re.compile(
+    r"Failed to (?:transform|convert) .*? (?:into a |to )grammar: ?(.*)", re.DOTALL
+)
+_SOURCE_LINE = re.compile(r"\[\d+:\d+:\d+\] \S+:\d+: ")
 
 
-def translate(error: BaseException, prompt_field: str = "prompt") -> LlmserveError:
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """What the request calls the fields that vLLM names by its own words: the prompt,
+    and the grammar that the output must follow."""
+
+    prompt: str = "prompt"
+    grammar: str | None = None
+
+
+def translate(error: BaseException, fields: Fields) -> LlmserveError:
     """Our error for anything that vLLM raised. A server error says nothing of its cause
-    to the client; the caller logs it. ``prompt_field`` names the field of the request
-    that is at fault when the prompt is too long."""
+    to the client; the caller logs it."""
     if isinstance(error, LlmserveError):
         return error
     if isinstance(error, ValidationError):
         return _from_pydantic(error)
     for theirs, ours in TABLE:
         if isinstance(error, theirs):
-            return _make(ours, error, prompt_field)
+            return _make(ours, error, fields)
     if any(base.__name__ == "TemplateError" for base in type(error).__mro__):
         return InvalidRequest(f"The chat template refuses these messages: {error}")
     return InternalError()
 
 
-def from_error_body(body: dict[str, Any], prompt_field: str = "prompt") -> LlmserveError:
+def from_error_body(body: dict[str, Any], fields: Fields) -> LlmserveError:
     """Our error for an error object that vLLM *returned* (or streamed) instead of
     raising it: ``{"message", "type", "param", "code"}`` with a status as ``code``."""
     message = str(body.get("message") or "The engine refused this request.")[:_MAX_MESSAGE]
@@ -85,22 +100,27 @@ def from_error_body(body: dict[str, Any], prompt_field: str = "prompt") -> Llmse
     if status == 503:
         return Unavailable(message)
     if isinstance(status, int) and 400 <= status < 500:
-        return _invalid(message, param, prompt_field)
+        return _invalid(message, param, fields)
     return InternalError()
 
 
-def _make(ours: type[LlmserveError], error: BaseException, prompt_field: str) -> LlmserveError:
+def _make(ours: type[LlmserveError], error: BaseException, fields: Fields) -> LlmserveError:
     if ours in (EngineDied, InternalError):
         return ours()
     if ours is InvalidRequest:
         message = str(error.args[0]) if error.args else str(error)
-        return _invalid(message[:_MAX_MESSAGE], getattr(error, "parameter", None), prompt_field)
+        return _invalid(message[:_MAX_MESSAGE], getattr(error, "parameter", None), fields)
     return ours(str(error)[:_MAX_MESSAGE])
 
 
-def _invalid(message: str, param: str | None, prompt_field: str) -> InvalidRequest:
+def _invalid(message: str, param: str | None, fields: Fields) -> InvalidRequest:
     if param in _TOO_LONG:
-        return InvalidRequest(message, param=prompt_field, code=PromptTooLong.code)
+        return InvalidRequest(message, param=fields.prompt, code=PromptTooLong.code)
+    if grammar := _GRAMMAR.match(message):
+        detail = _SOURCE_LINE.sub("", grammar[1]).strip()
+        return InvalidRequest(
+            f"{fields.grammar or 'The grammar'} cannot be enforced: {detail}", param=fields.grammar
+        )
     return InvalidRequest(message, param=param)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, Tokenize
 from llmserve.engine.protocol import Context, Event, Json
 from llmserve.engine.vllm import conform, tools
 from llmserve.engine.vllm.core import Core, Metered
-from llmserve.engine.vllm.errors import from_error_body, translate
+from llmserve.engine.vllm.errors import Fields, from_error_body, translate
 from llmserve.errors import InternalError, LlmserveError, NotImplementedHere, ServerError
 from llmserve.types import Meter, Operation
 
@@ -87,25 +87,32 @@ ROUTES: dict[Operation, _Route] = {
 
 async def answer(
     core: Core, operation: Operation, body: Json, context: Context, meter: Meter
-) -> Json | AsyncIterator[Event]:
+) -> Json | AsyncGenerator[Event, None]:
     """One request through vLLM's serving class. See ``Engine.openai``."""
     route = ROUTES[operation]
     serving = core.bound(route.serving, meter)
     if serving is None:
         raise NotImplementedHere(f"This model cannot do {operation.value}.")
+    fields = Fields(route.prompt_field, _grammar_field(body))
     try:
         request = route.request.validate_python(_owned(body, operation, context))
         result = await route.call(serving, request, _http_request(context))
     except Exception as error:
-        raise _ours(error, route, context) from error
+        raise _ours(error, fields, context) from error
     _raise_if_cancelled()
     client = serving.engine_client
     if isinstance(result, ErrorResponse):
-        _raise_if_error({"error": result.error.model_dump()}, route, client)
+        _raise_if_error({"error": result.error.model_dump()}, fields, client)
     if isinstance(result, AsyncGenerator):
-        return _events(result, operation, route, context, client)
+        return _events(result, operation, fields, context, client)
     reply = tools.hide_cut_call(operation, body, _plain(result))
     return conform.reply(operation, reply, context)
+
+
+def _grammar_field(body: Json) -> str | None:
+    """Which field of the body constrains the output."""
+    names = ("response_format", "structured_outputs", "text", "tools")
+    return next((name for name in names if body.get(name)), None)
 
 
 def _owned(body: Json, operation: Operation, context: Context) -> Json:
@@ -143,21 +150,21 @@ def _plain(result: Any) -> Json:
 async def _events(
     stream: AsyncGenerator[Any, None],
     operation: Operation,
-    route: _Route,
+    fields: Fields,
     context: Context,
     client: Metered,
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """vLLM's events as JSON. Ends by exhaustion only when vLLM ended in success."""
     shaper = conform.Stream(operation, context)
     try:
         async with aclosing(stream) as items:
             async for item in items:
                 for name, data in _decode(item):
-                    _raise_if_error(data, route, client)
+                    _raise_if_error(data, fields, client)
                     for event in shaper.feed(name, data):
                         yield event
     except Exception as error:
-        raise _ours(error, route, context) from error
+        raise _ours(error, fields, context) from error
 
 
 def _decode(item: Any) -> list[tuple[str | None, Json]]:
@@ -178,15 +185,15 @@ def _decode(item: Any) -> list[tuple[str | None, Json]]:
     return events
 
 
-def _raise_if_error(data: Json, route: _Route, client: Metered) -> None:
+def _raise_if_error(data: Json, fields: Fields, client: Metered) -> None:
     error = data.get("error")
     if isinstance(error, dict) and "message" in error:
         # What the engine raised says more than the text vLLM has made of it.
-        raise client.failure or from_error_body(error, route.prompt_field)
+        raise client.failure or from_error_body(error, fields)
 
 
-def _ours(error: Exception, route: _Route, context: Context) -> LlmserveError:
-    ours = translate(error, route.prompt_field)
+def _ours(error: Exception, fields: Fields, context: Context) -> LlmserveError:
+    ours = translate(error, fields)
     if isinstance(ours, ServerError) and ours is not error:
         log.error("request %s failed in the engine: %r", context.request_id, error)
     return ours

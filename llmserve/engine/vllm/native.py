@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -14,7 +14,7 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from llmserve.engine.vllm.core import Core
-from llmserve.engine.vllm.errors import translate
+from llmserve.engine.vllm.errors import Fields, translate
 from llmserve.errors import InvalidRequest, NotImplementedHere, PromptTooLong, ServerError
 from llmserve.types import (
     Chunk,
@@ -36,7 +36,9 @@ _FINISH = {
 }
 
 
-async def generate(core: Core, request: GenerateRequest, meter: Meter) -> AsyncIterator[Chunk]:
+async def generate(
+    core: Core, request: GenerateRequest, meter: Meter
+) -> AsyncGenerator[Chunk, None]:
     """The chunks of one request. See ``Engine.generate``."""
     field = "prompt" if request.messages is None else "messages"
     if "generate" not in core.info.tasks:
@@ -59,7 +61,7 @@ async def generate(core: Core, request: GenerateRequest, meter: Meter) -> AsyncI
                     if choice.token_ids or choice.text or choice.finish_reason:
                         yield _chunk(choice, request.sampling.logprobs)
     except Exception as error:
-        ours = translate(error, field)
+        ours = translate(error, Fields(field, _constraint_field(request.sampling.constraint)))
         if isinstance(ours, ServerError) and ours is not error:
             log.error("request %s failed in the engine: %r", request.id, error)
         raise ours from error
@@ -150,6 +152,13 @@ def sampling_params(core: Core, sampling: Sampling, prompt_tokens: int) -> Sampl
         output_kind=RequestOutputKind.DELTA,
         skip_clone=True,
     )
+
+
+def _constraint_field(constraint: Constraint | None) -> str | None:
+    if constraint is None:
+        return None
+    names = ("json_schema", "regex", "choice")
+    return next(name for name in names if getattr(constraint, name) is not None)
 
 
 def _structured(constraint: Constraint | None) -> StructuredOutputsParams | None:
