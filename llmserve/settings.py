@@ -42,6 +42,15 @@ class ModelSettings(_Section):
         False, description="Run Python code that comes with the model. Read it first."
     )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names clients ask for: those configured, or the last part of the source."""
+        if self.served_names:
+            return self.served_names
+        if self.source == "demo":
+            return ("SmolLM2-135M-Instruct", "demo")
+        return (self.source.rstrip("/").rpartition("/")[2].removesuffix(".gguf"),)
+
 
 class ServerSettings(_Section):
     """The listening socket and the life of a connection."""

@@ -10,7 +10,7 @@ import pytest
 
 from llmserve.engine.fake import Reply, Script
 from llmserve.errors import Draining
-from tests.http.harness import App, poll, running
+from tests.http.harness import poll, running
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
 STREAMS: dict[str, dict[str, Any]] = {
@@ -156,5 +156,3 @@ def test_event_ids_count_and_deltas_make_the_text() -> None:
         assert whole["text"] == "Grüße, 世界 🙂!"
         tokens = sum(event.get("tokens", 0) for event in data)
         assert tokens == whole["usage"]["completion_tokens"]
-
-

@@ -53,7 +53,7 @@ def test_vllm_accepts_the_values_of_the_examples() -> None:
         "from llmserve.settings_load import load_settings\n"
         "for path in sys.argv[1:]:\n"
         "    settings = load_settings(environ={}, config=Path(path)).settings\n"
-        "    build_namespace(settings, 'm', 'm', on_cpu=False)\n"
+        "    build_namespace(settings, 'm', {}, on_cpu=False)\n"
     )
     done = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-c", program, *map(str, EXAMPLES)],

@@ -13,8 +13,6 @@ from llmserve.types import Meter, Operation
 
 Reply: TypeAlias = Json | AsyncGenerator[Event, None]
 Handler: TypeAlias = Callable[[Core, Json, Context, Meter], Awaitable[Reply]]
-    [Core, Json, Context, Meter], Awaitable[Json | AsyncGenerator[Event, None]]
-]
 
 # Operation → the task that the model must have for it (``None``: any model), handler.
 _HANDLERS: dict[Operation, tuple[str | None, Handler]] = {

@@ -1,0 +1,23 @@
+"""What all tests share: the demo model, and a tiny one made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.models import tiny_model
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    """The converted demo model; downloaded and converted once for each machine."""
+    from llmserve.provision.resolve import resolve_model
+
+    return Path(resolve_model("demo").path)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one-layer Llama: fast, and says nothing sensible."""
+    return tiny_model(demo_folder, tmp_path_factory.mktemp("tiny") / "tiny")
