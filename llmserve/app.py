@@ -29,7 +29,8 @@ from llmserve.observability.metrics import Metrics
 from llmserve.services import Services
 from llmserve.settings import Settings
 
-NATIVE_PATHS = ("/generate", "/generate/stream")
+COUNTED_PATHS = ("/generate", "/generate/stream", *openai.PATHS)
+"""Routes whose requests are accounted for."""
 
 
 def build_services(
@@ -45,12 +46,14 @@ def build_services(
         Admission(settings.admission.max_running),
         request_timeout=settings.server.request_timeout_s or None,
     )
+    metrics = Metrics(engine=settings.runtime.engine)
+    metrics.prepare(gateway.router.names[0], COUNTED_PATHS)
     return Services(
         settings=settings,
         supervisor=supervisor,
         gateway=gateway,
         keys=Keys([key.get_secret_value() for key in settings.auth.api_keys]),
-        metrics=Metrics(engine=settings.runtime.engine),
+        metrics=metrics,
         started_at=int(time.time()),
     )
 
@@ -88,7 +91,7 @@ def build_app(services: Services) -> FastAPI:
 
 def _middleware(services: Services) -> list[Middleware]:
     """Outermost first."""
-    counted = {path: path for path in (*NATIVE_PATHS, *openai.PATHS)}
+    counted = {path: path for path in COUNTED_PATHS}
     stack = [
         Middleware(RequestId),
         Middleware(Accounting, routes=counted, closed=services.metrics.closed),

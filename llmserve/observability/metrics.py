@@ -7,7 +7,7 @@ business: everything that grows is a counter.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -126,6 +126,14 @@ class Metrics:
         Gauge("llmserve_build_info", "Always 1.", ("version", "engine"), registry=registry).labels(
             __version__, engine
         ).set(1)
+
+    def prepare(self, model: str, routes: Iterable[str]) -> None:
+        """Show a model's counters from the start: a rate needs a zero to rise from."""
+        for counter in (self._prompt, self._cached, self._completion):
+            counter.labels(model)
+        for route in routes:
+            for outcome in Outcome:
+                self._requests.labels(route, model, outcome.value)
 
     def closed(self, entry: Entry) -> None:
         """A request has ended; its outcome and its meter are final."""

@@ -63,7 +63,7 @@ def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
 
 
 @pytest.fixture(scope="session")
-async def engine(make_engine: MakeEngine, anyio_backend: str) -> AsyncIterator[Engine]:  # noqa: ARG001
+async def engine(make_engine: MakeEngine, anyio_backend: str) -> AsyncIterator[Engine]:
     engine = make_engine()
     try:
         await engine.start(lambda *_: None)
@@ -73,7 +73,7 @@ async def engine(make_engine: MakeEngine, anyio_backend: str) -> AsyncIterator[E
 
 
 @pytest.fixture
-async def fresh_engine(make_engine: MakeEngine, anyio_backend: str) -> AsyncIterator[Engine]:  # noqa: ARG001
+async def fresh_engine(make_engine: MakeEngine, anyio_backend: str) -> AsyncIterator[Engine]:
     """An engine that is not started."""
     engine = make_engine()
     try:

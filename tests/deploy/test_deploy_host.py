@@ -1,7 +1,6 @@
 """The systemd unit and the nginx site."""
 
 # The programs that are run here are fixed, not input.
-# ruff: noqa: S603
 from __future__ import annotations
 
 import re

@@ -2,7 +2,6 @@
 checked against the package, the settings and a linter."""
 
 # The programs that are run here are fixed, not input.
-# ruff: noqa: S603
 from __future__ import annotations
 
 import fnmatch

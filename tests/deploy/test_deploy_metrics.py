@@ -1,7 +1,6 @@
 """Dashboards, alerts and the scrape configuration against the metrics that exist."""
 
 # The programs that are run here are fixed, not input.
-# ruff: noqa: S603
 from __future__ import annotations
 
 import importlib.util

@@ -56,7 +56,7 @@ class App(httpx.Client):
         counts: dict[str, float] = {}
         for family in text_string_to_metric_families(self.get("/metrics").text):
             for sample in family.samples:
-                if sample.name == "llmserve_requests_total":
+                if sample.name == "llmserve_requests_total" and sample.value:
                     outcome = sample.labels["outcome"]
                     counts[outcome] = counts.get(outcome, 0) + sample.value
         return counts

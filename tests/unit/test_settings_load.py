@@ -274,7 +274,7 @@ def test_secrets_are_never_shown(tmp_path: Path) -> None:
     )
     assert "hunter2" not in str(masked(loaded.settings))
     assert "hunter2" not in repr(loaded.settings.auth)
-    assert loaded.settings.engine["hf_token"] == "hunter2"  # noqa: S105
+    assert loaded.settings.engine["hf_token"] == "hunter2"
 
 
 @pytest.mark.parametrize("text", ["", " ", "['']", "[a, '']"])

@@ -19,7 +19,7 @@ def llmserve() -> Run:
     """Run ``llmserve ARGS…`` the way a user does."""
 
     def run(*args: str, stdin: str | bytes = "", **environ: str) -> Any:
-        done = subprocess.run(  # noqa: S603 - our own program
+        done = subprocess.run(
             [sys.executable, "-m", "llmserve", *args],
             input=stdin if isinstance(stdin, bytes) else stdin.encode(),
             capture_output=True,

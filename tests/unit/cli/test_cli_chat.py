@@ -147,7 +147,7 @@ class Terminal:
 @contextmanager
 def terminal(*args: str) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(  # noqa: S603 - our own program
+    process = subprocess.Popen(
         [sys.executable, "-m", "llmserve", *args],
         stdin=theirs,
         stdout=theirs,
@@ -233,7 +233,7 @@ def test_ctrl_c_at_the_prompt_begins_a_new_line(
 
 def test_ctrl_c_in_a_pipe_ends_with_130(stub: Stub) -> None:
     stub.on(PATH, Reply(sse(delta("Once upon")), then="hold"))
-    process = subprocess.Popen(  # noqa: S603 - our own program
+    process = subprocess.Popen(
         [sys.executable, "-m", "llmserve", "chat", "--url", stub.url],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -31,7 +31,7 @@ def imported_by(*args: str) -> set[str]:
         "import sys; from llmserve.cli.main import run; code = run(sys.argv[1:]); "
         "print('\\n'.join(['#'] + list(sys.modules))); sys.exit(code)"
     )
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", program, *args], capture_output=True, text=True, check=True
     )
     return set(done.stdout.rpartition("#\n")[2].splitlines())

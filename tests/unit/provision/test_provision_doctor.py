@@ -157,7 +157,7 @@ def test_report_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_neither_torch_nor_vllm_is_imported() -> None:
     program = (
         "import sys; from llmserve.provision.doctor import collect; collect(offline=True);"
-        "print({'torch', 'vllm', 'transformers', 'huggingface_hub'} & set(sys.modules))"
+        "print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
     )
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -168,6 +168,8 @@ def test_neither_torch_nor_vllm_is_imported() -> None:
 def test_unreachable_indexes_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
     report = collect(cache=tmp_path)
     assert set(report.indexes.values()) == {False}
     assert not report.ok
@@ -175,6 +177,7 @@ def test_unreachable_indexes_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_addresses_follow_the_environment() -> None:
     assert index_addresses({"PIP_INDEX_URL": "https://mirror"})["package index"] == "https://mirror"
+    assert index_addresses({"PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1"}) == {}
 
 
 def test_port_in_use_is_seen() -> None:

@@ -1,0 +1,187 @@
+"""Names, keys, permits, deadlines, outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from llmserve.engine.fake import FakeEngine, Script
+from llmserve.errors import (
+    Aborted,
+    BodyTooLarge,
+    DeadlineExceeded,
+    Draining,
+    EngineDied,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    Overloaded,
+    RateLimited,
+    Unauthenticated,
+)
+from llmserve.gateway.admission import Admission
+from llmserve.gateway.auth import Keys
+from llmserve.gateway.deadline import Deadline
+from llmserve.gateway.entry import Entry, outcome_of, outcome_of_status
+from llmserve.gateway.routing import Router
+from llmserve.settings import ModelSettings
+from llmserve.types import Outcome
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def engine(adapters: tuple[str, ...] = ()) -> FakeEngine:
+    started = FakeEngine(Script(adapters=adapters))
+    await started.start(lambda *_: None)
+    return started
+
+
+async def test_names() -> None:
+    router = Router(ModelSettings(source="org/Some-Model"))
+    served = await engine(adapters=("pirate",))
+    for name in (None, "Some-Model", "default", "dummy", "tgi", "http://h:1", "http://h:1/v1/"):
+        assert router.route(name, "http://h:1", served).model == "Some-Model"
+    assert router.route("pirate", "", served).adapter == "pirate"
+    for name in ("", "some-model", "http://other", "org/Some-Model"):
+        with pytest.raises(ModelNotFound, match="Some-Model, pirate"):
+            router.route(name, "http://h:1", served)
+
+
+@pytest.mark.parametrize(
+    ("source", "names", "expected"),
+    [
+        ("demo", (), ("SmolLM2-135M-Instruct", "demo")),
+        ("org/name", (), ("name",)),
+        ("/models/llama/", (), ("llama",)),
+        ("a/b.gguf", (), ("b",)),
+        ("org/name", ("x", "y"), ("x", "y")),
+    ],
+)
+async def test_served_names(source: str, names: tuple[str, ...], expected: tuple[str]) -> None:
+    assert ModelSettings(source=source, served_names=names).names == expected
+
+
+async def test_keys() -> None:
+    keys = Keys(["one", "two"])
+    assert keys.authenticate("Bearer two", None).name == "key-2"
+    assert keys.authenticate("bearer one", None).name == "key-1"
+    assert keys.authenticate(None, "one").name == "key-1"
+    wrong = (None, None), ("Bearer x", None), ("Basic one", None), (None, ""), ("one", None)
+    for authorization, api_key in wrong:
+        with pytest.raises(Unauthenticated):
+            keys.authenticate(authorization, api_key)
+    assert Keys([]).authenticate(None, None).name == "anonymous"
+
+
+async def test_permits() -> None:
+    admission = Admission(max_running=1)
+    with admission.permit():
+        assert admission.in_flight == 1
+        with pytest.raises(Overloaded), admission.permit():
+            pass
+    assert admission.in_flight == 0
+    with pytest.raises(ValueError, match="boom"), admission.permit():
+        raise ValueError("boom")
+    assert admission.in_flight == 0
+    admission.draining = True
+    with pytest.raises(Draining), admission.permit():
+        pass
+
+
+class Items:
+    """An async generator that remembers whether it was closed."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def items(self) -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.closed = True
+
+
+async def test_a_deadline_closes_what_it_guards() -> None:
+    source = Items()
+    guarded = Deadline(0.05).guard(source.items())
+    assert await anext(guarded) == 1
+    with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+        await anext(guarded)
+    assert source.closed
+
+
+async def test_stop_ends_a_wait_with_the_given_error() -> None:
+    source, deadline = Items(), Deadline(None)
+    asyncio.get_running_loop().call_later(0.02, deadline.stop, Draining("bye"))
+    guarded = deadline.guard(source.items())
+    assert await anext(guarded) == 1
+    with pytest.raises(Draining, match="bye"):
+        await anext(guarded)
+    assert source.closed
+
+
+async def test_stop_between_two_waits_counts_at_the_next() -> None:
+    source, deadline = Items(), Deadline(None)
+    guarded = deadline.guard(source.items())
+    assert await anext(guarded) == 1
+    deadline.stop(Draining("bye"))
+    deadline.stop(InternalError())
+    with pytest.raises(Draining):
+        await anext(guarded)
+    assert source.closed
+
+
+async def test_closing_early_closes_the_source() -> None:
+    source = Items()
+    guarded = Deadline(None).guard(source.items())
+    await anext(guarded)
+    await guarded.aclose()
+    assert source.closed
+
+
+async def test_outcomes_of_errors() -> None:
+    cases = [
+        (InvalidRequest("x"), False, Outcome.INVALID),
+        (BodyTooLarge("x"), False, Outcome.INVALID),
+        (RateLimited("x"), False, Outcome.REJECTED),
+        (Overloaded("x"), False, Outcome.REJECTED),
+        (NotReady("x"), False, Outcome.REJECTED),
+        (Draining("x"), False, Outcome.REJECTED),
+        (Draining("x"), True, Outcome.CANCELLED),
+        (Aborted(), True, Outcome.CANCELLED),
+        (EngineDied(), True, Outcome.FAILED),
+        (InternalError(), True, Outcome.FAILED),
+        (DeadlineExceeded("x"), True, Outcome.TIMEOUT),
+        (RuntimeError("x"), True, Outcome.FAILED),
+    ]
+    for error, admitted, expected in cases:
+        assert outcome_of(error, admitted=admitted) is expected, error
+
+
+async def test_the_first_word_about_an_outcome_counts() -> None:
+    entry = Entry("id", "/generate")
+    entry.fail(DeadlineExceeded("x"))
+    entry.end(Outcome.COMPLETED)
+    assert entry.outcome is Outcome.TIMEOUT
+
+
+async def test_outcomes_of_statuses() -> None:
+    for status, expected in [
+        (200, Outcome.COMPLETED),
+        (400, Outcome.INVALID),
+        (401, Outcome.INVALID),
+        (429, Outcome.REJECTED),
+        (503, Outcome.REJECTED),
+        (500, Outcome.FAILED),
+        (None, Outcome.FAILED),
+    ]:
+        assert outcome_of_status(status) is expected

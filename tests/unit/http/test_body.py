@@ -1,0 +1,63 @@
+"""JSON bodies: depth, size of the work, and what is refused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from llmserve.errors import InvalidRequest
+from llmserve.http.body import decode_object
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'"x"',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": "\xff"}',
+        b'{"a": "\\ud800"}',
+        b"{'a': 1}",
+        b'{"a": 1,}',
+        b'{"a": 1} x',
+    ],
+)
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode_object(body, 64)
+
+
+def test_depth_is_bounded_exactly() -> None:
+    assert decode_object(b'{"a":[[1]]}', 3) == {"a": [[1]]}
+    with pytest.raises(InvalidRequest, match="limit of 3 levels"):
+        decode_object(b'{"a":[[[1]]]}', 3)
+
+
+def test_brackets_in_strings_are_no_depth() -> None:
+    text = '[{"' * 1000
+    assert decode_object(b'{"a": "' + text.replace('"', '\\"').encode() + b'"}', 2)["a"] == text
+    many = b'{"a": [' + b",".join([b"{}"] * 1000) + b"]}"
+    assert len(decode_object(many, 3)["a"]) == 1000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 2_000_000,
+        b'{"a":' * 400_000,
+        b"[[" * 40 + b'"' + b'\\"' * 1_000_000,
+        b'[{"' * 500_000,
+        b'"' * 2_000_000 + b"[" * 100,
+    ],
+)
+def test_hostile_bodies_cost_linear_time(body: bytes) -> None:
+    begin = time.process_time()
+    with pytest.raises(InvalidRequest):
+        decode_object(body, 64)
+    assert time.process_time() - begin < 2
