@@ -1,171 +1,46 @@
-"""The process: opens the port, runs the application, and ends it in good order.
+"""``llmserve serve``: opens the port, then imports the rest.
 
-The first SIGTERM or SIGINT drains: readiness goes off, new work is refused, running
-requests finish within ``server.drain_timeout_s`` and what is left then ends with an error
-event. A second signal ends everything at once.
+Nothing heavy is imported here: liveness is answered (``early``) while FastAPI and the
+rest of the server are still being loaded.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import os
-import signal
 import socket
-import sys
-from collections.abc import Iterator
 
-import psutil
-import uvicorn
-from prometheus_client import disable_created_metrics
-from sse_starlette.sse import AppStatus
-
-from llmserve.announce import announce
-from llmserve.app import build_app, build_services
-from llmserve.engine.supervisor import Status
-from llmserve.errors import ConfigError, Draining
+from llmserve.early import answering
 from llmserve.observability.logging import configure_logging
-from llmserve.services import Services
 from llmserve.settings import Settings
-from llmserve.types import Stage
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_FLUSH_SECONDS = 2.0
-_CLOSE_SECONDS = 5
-_POLL_SECONDS = 0.02
+_BACKLOG = 2048
 
 
 def run(settings: Settings) -> int:
     """Serve until told to stop. Returns the exit code of the process: 0 after a shutdown
-    in good order, 1 when the engine can never work, 2 for wrong settings."""
+    in good order, 1 when the engine can never work or the port is taken, 2 for wrong
+    settings."""
     configure_logging(settings.logging)
-    # Creation times double the size of every scrape and no dashboard reads them.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
-        listener = _listen(settings)
+        listener = _listen(settings.server.host, settings.server.port)
     except OSError as error:
         where = f"{settings.server.host}:{settings.server.port}"
         log.error("cannot listen on %s: %s. Choose another --port.", where, error.strerror)
         return 1
+    with answering(listener):
+        from llmserve.process import Process
     return Process(settings, listener).run()
 
 
-class Process:
-    """One serving process around one listening socket."""
-
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        self._settings = settings
-        self._listener = listener
-        self._services: Services | None = None
-        self._drain: asyncio.Task[None] | None = None
-        self._announced = False
-
-    def run(self) -> int:
-        """As ``run`` of this module."""
-        # We end streams ourselves; sse-starlette would cut them when uvicorn stops.
-        AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-        config = uvicorn.Config(
-            app=lambda: self._app(),
-            factory=True,
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_CLOSE_SECONDS,
-        )
-        self._server = _Server(config)
-        runner = asyncio.Runner(loop_factory=config.get_loop_factory())
-        with runner:
-            runner.run(self._serve())
-        error = self._services.supervisor.error if self._services else None
-        if error is None:
-            return 0
-        log.error("%s", error.message)
-        return 2 if isinstance(error, ConfigError) else 1
-
-    def _app(self) -> object:
-        self._services = build_services(self._settings, on_change=self._on_change)
-        return build_app(self._services)
-
-    async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
-        host, port = self._listener.getsockname()[:2]
-        log.info("listening on http://%s:%d", host, port)
-        await self._server.serve(sockets=[self._listener])
-
-    def _on_change(self, status: Status) -> None:
-        if status.stage is Stage.READY and self._services is not None:
-            if not self._announced:
-                self._announced = True
-                port = self._listener.getsockname()[1]
-                announce(self._settings, self._services.gateway.router.names[0], port)
-            return
-        log.info("engine: %s%s", status.stage.value, f" ({status.reason})" if status.reason else "")
-        if status.stage is Stage.FAILED:
-            self._server.should_exit = True
-
-    def _on_signal(self) -> None:
-        if self._drain is None and self._services is not None:
-            self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
-            return
-        log.warning("second signal: ending at once")
-        kill_children()
-        os._exit(1)
-
-    async def _drain_and_exit(self) -> None:
-        assert self._services is not None
-        gateway, limit = self._services.gateway, self._settings.server.drain_timeout_s
-        gateway.admission.draining = True
-        log.info("draining: %d requests in flight", gateway.admission.in_flight)
-        if not await self._idle_within(limit):
-            gateway.stop_all(
-                lambda: Draining("The server is shutting down and ended this request.")
-            )
-            await self._idle_within(_FLUSH_SECONDS)
-        self._server.should_exit = True
-
-    async def _idle_within(self, seconds: float) -> bool:
-        assert self._services is not None
-        admission = self._services.gateway.admission
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while admission.in_flight:  # noqa: ASYNC110  # rare, and short
-                    await asyncio.sleep(_POLL_SECONDS)
-        return not admission.in_flight
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: they would close the port before draining."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def kill_children() -> None:
-    """End every process that this one has started, and theirs."""
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, open before anything heavy is imported."""
-    server = settings.server
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    if sys.platform != "win32":
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((server.host, server.port))
-        listener.listen(2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError:
         listener.close()
         raise

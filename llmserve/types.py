@@ -210,9 +210,11 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded engine serves. ``tasks`` are ``generate``, ``embed`` and so on;
+    """What a loaded engine serves. ``name`` is what the engine itself calls the model,
+    ``source`` where it came from; ``tasks`` are ``generate``, ``embed`` and so on;
     ``adapters`` the names of LoRA adapters that can be asked for."""
 
+    name: str
     source: str
     max_model_len: int
     tasks: frozenset[str]

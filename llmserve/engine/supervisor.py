@@ -154,8 +154,8 @@ class Supervisor:
 async def _first_token(engine: Engine) -> None:
     """Ready means that a token has really come out (an embedding, for such a model)."""
     if "generate" not in engine.info.tasks:
-        context = Context(request_id="warm-up", model=engine.info.source)
-        body = {"input": "Hello", "model": engine.info.source}
+        context = Context(request_id="warm-up", model=engine.info.name)
+        body = {"input": "Hello", "model": engine.info.name}
         await engine.openai(Operation.EMBEDDINGS, body, context, Meter())
         return
     request = GenerateRequest("warm-up", prompt="Hello", sampling=Sampling(max_tokens=1))

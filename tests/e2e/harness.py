@@ -18,7 +18,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-START_SECONDS = 180.0
+START_SECONDS = 280.0
 
 
 class Server:

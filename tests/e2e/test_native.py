@@ -65,15 +65,28 @@ def test_prompt_is_continued_as_it_is(demo_server: Server) -> None:
     assert "four" in demo_server.post("/generate", request).json()["text"]
 
 
-def test_choices_log_probabilities_and_stop(demo_server: Server) -> None:
-    request = COLORS | {"n": 2, "logprobs": 2, "stop": "\n2", "temperature": 0.01, "seed": 1}
-    body = demo_server.post("/generate", request).json()
-    assert [choice["text"] for choice in body["choices"]] == ["1. Red", "1. Red"]
-    assert {choice["stop_reason"] for choice in body["choices"]} == {"\n2"}
-    first = body["choices"][0]["logprobs"][0]
+def test_log_probabilities_and_stop(demo_server: Server) -> None:
+    body = demo_server.post("/generate", COLORS | {"logprobs": 2, "stop": "\n2"}).json()
+    (choice,) = body["choices"]
+    assert choice["text"] == body["text"] == "1. Red"
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "\n2")
+    first = choice["logprobs"][0]
     assert first["token"] == "1"
     assert len(first["top"]) == 2
     assert first["top"][0]["logprob"] >= first["top"][1]["logprob"]
+
+
+def test_several_choices(demo_server: Server) -> None:
+    request = COLORS | {"n": 3, "temperature": 1, "seed": 5, "max_tokens": 8}
+    body = demo_server.post("/generate", request).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert len({choice["text"] for choice in body["choices"]}) > 1
+    with httpx.stream("POST", demo_server.url + "/generate/stream", json=request) as response:
+        *tokens, done = list(events(response))
+    for choice in body["choices"]:
+        parts = [t["data"]["text"] for t in tokens if t["data"]["index"] == choice["index"]]
+        assert "".join(parts) == choice["text"]
+    assert [end["index"] for end in done["data"]["choices"]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "http": BASE | {"engine", "gateway", "observability", "services"},
     "announce": BASE,
     "app": BASE | {"engine", "gateway", "observability", "services", "http"},
-    "server": BASE | {"engine", "observability", "services", "app", "announce"},
+    "process": BASE | {"engine", "services", "app", "announce"},
+    "early": set(),
+    "server": BASE | {"observability", "early", "process"},
     "cli": BASE
     | {"settings_load", "settings_keys", "settings_layers", "provision", "server", "engine"},
 }
@@ -91,7 +93,7 @@ def test_provision_does_not_import_vllm() -> None:
 
 def test_below_http_nothing_speaks_http() -> None:
     for name, tree in modules():
-        if part(name) in ("http", "app", "server", "cli") or name in WEB_EXCEPTIONS:
+        if part(name) in ("http", "app", "process", "cli") or name in WEB_EXCEPTIONS:
             continue
         roots = {imported.split(".")[0] for imported in imports(tree)}
         assert not roots & WEB, name

@@ -31,7 +31,13 @@ class FakeEngine:
         if self._core.state == "new":
             raise NotReady("The engine is not started.")
         script = self._script
-        return ModelInfo(script.model, script.max_model_len, script.tasks, script.adapters)
+        return ModelInfo(
+            name=script.model,
+            source=script.model,
+            max_model_len=script.max_model_len,
+            tasks=script.tasks,
+            adapters=script.adapters,
+        )
 
     async def start(self, report: Report) -> None:
         """Go through the scripted stages, reporting the begin and the end of each."""

@@ -90,15 +90,15 @@ class Metered:
         return getattr(self._llm, name)
 
     async def generate(
-        self, prompt: Any, params: SamplingParams, request_id: str, **options: Any
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """As ``AsyncLLM.generate``. Raises ``Aborted`` and ``InternalError`` where vLLM
         yields an output with the finish reason ``abort`` or ``error``."""
-        _bound_spaces(params)
-        deltas = params.output_kind is RequestOutputKind.DELTA
+        _bound_spaces(sampling_params)
+        deltas = sampling_params.output_kind is RequestOutputKind.DELTA
         started, first, counted = time.monotonic(), True, False
         try:
-            stream = self._llm.generate(prompt, params, request_id, **options)
+            stream = self._llm.generate(prompt, sampling_params, request_id, **options)
             async with aclosing(stream) as outputs:
                 async for output in outputs:
                     if first:
@@ -119,10 +119,10 @@ class Metered:
             self._count_cut_off(request_id, prompt=first, tokens=not deltas and not counted)
 
     async def encode(
-        self, prompt: Any, params: Any, request_id: str, **options: Any
+        self, prompt: Any, pooling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """As ``AsyncLLM.encode``."""
-        stream = self._llm.encode(prompt, params, request_id, **options)
+        stream = self._llm.encode(prompt, pooling_params, request_id, **options)
         try:
             async with aclosing(stream) as outputs:
                 async for output in outputs:
@@ -223,6 +223,7 @@ async def build_core(llm: ObservedLLM, probe: LoadProbe, namespace: Namespace) -
     state = State()
     await init_app_state(llm, state, namespace, tasks)
     info = ModelInfo(
+        name=namespace.served_model_name[0],
         source=namespace.model,
         max_model_len=llm.model_config.max_model_len,
         tasks=frozenset(tasks),

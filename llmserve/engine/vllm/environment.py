@@ -27,6 +27,8 @@ def prepare_environment(settings: Settings, model: str) -> None:
     os.environ.update(forced)
     defaults = {
         "VLLM_LOGGING_LEVEL": _VLLM_LOG_LEVELS[settings.logging.level],
+        # vLLM allows 4 by itself; our own limit is the one that is documented.
+        "VLLM_MAX_STOP_STRINGS": str(settings.limits.max_stop_strings),
         "VLLM_CPU_KVCACHE_SPACE": str(settings.runtime.cpu_kv_cache_gib),
         # Rust tokenizers warn about threads when a process forks later on.
         "TOKENIZERS_PARALLELISM": "false",

@@ -51,7 +51,6 @@ TABLE: tuple[tuple[type[BaseException], type[LlmserveError]], ...] = (
     (NotImplementedError, NotImplementedHere),
     (ValidationError, InvalidRequest),
     (ValueError, InvalidRequest),
-    (TypeError, InvalidRequest),
     (OverflowError, InvalidRequest),
 )
 

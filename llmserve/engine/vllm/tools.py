@@ -18,14 +18,16 @@ functions close the gap, with vLLM's own grammar builders and parsers doing the 
 from __future__ import annotations
 
 import json
-from typing import Any, TypeAlias
+import re
+from typing import Any
 
-from llmserve.errors import Unsupported
+from llmserve.engine.protocol import Json
+from llmserve.errors import InvalidRequest, Unsupported
 from llmserve.types import Operation
 
-Json: TypeAlias = dict[str, Any]
-
 _MAX_SPACES = 1
+# What the grammar compiler puts before its messages: a time, and a place in its source.
+_SOURCE_POSITION = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
 # Where each protocol keeps the schema of a function tool: "tools[i].<path>".
 _SCHEMA_FIELD = {
     Operation.CHAT: "parameters",
@@ -109,9 +111,9 @@ def _strict(operation: Operation, tool: Any, index: int) -> Any:
     if not isinstance(tool, dict):
         return tool
     field, path = _SCHEMA_FIELD[operation], f"tools[{index}]"
+    if operation is Operation.RESPONSES and tool.get("type") != "function":
+        return tool
     if operation is not Operation.CHAT:
-        if tool.get("type") not in (None, "function", "custom") or tool.get("type") == "custom":
-            return tool
         return tool | {"strict": True, field: _object_schema(tool.get(field), f"{path}.{field}")}
     function = tool.get("function")
     if not isinstance(function, dict):
@@ -126,9 +128,23 @@ def _object_schema(schema: Any, path: str) -> Any:
         return {"type": "object", "properties": {}}
     if not isinstance(schema, dict):
         return schema
+    _check_enforceable(schema, path)
+    return schema if "type" in schema or "$ref" in schema else schema | {"type": "object"}
+
+
+def _check_enforceable(schema: Json, path: str) -> None:
+    """vLLM checks the keywords of response formats, and not those of tools; and it says
+    of a broken tool schema only that there is one."""
+    import xgrammar
     from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
-    if has_xgrammar_unsupported_json_features(schema):
+    try:
+        loose = has_xgrammar_unsupported_json_features(schema)
+        xgrammar.Grammar.from_json_schema(json.dumps(schema))
+    except (RuntimeError, TypeError) as error:
+        detail = _SOURCE_POSITION.sub("", str(error))[:200]
+        raise InvalidRequest(f"{path} is not a JSON schema: {detail}", param=path) from error
+    if loose:
         raise Unsupported(
             f"{path} has a keyword that cannot be enforced while the arguments are generated "
             "(multipleOf, uniqueItems, contains, an unknown format, allOf with several "
@@ -136,7 +152,6 @@ def _object_schema(schema: Any, path: str) -> Any:
             "choose the tool with tool_choice 'auto'.",
             param=path,
         )
-    return schema if "type" in schema or "$ref" in schema else schema | {"type": "object"}
 
 
 def _bound(node: Any) -> None:
