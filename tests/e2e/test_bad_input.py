@@ -33,6 +33,7 @@ NATIVE_CASES = [
     ({"logit_bias": {"99999999": 1}}, "logit_bias"),
     ({"seed": 2**70}, "seed"),
     ({"json_schema": {"type": "nonsense"}}, "json_schema"),
+    ({"json_schema": {"$ref": "#"}}, "json_schema"),
     ({"regex": "(" * 50}, "regex"),
     ({"regex": "a", "choice": ["b"]}, "choice"),
     ({"prompt": "and this"}, "prompt"),

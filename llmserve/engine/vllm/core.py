@@ -27,8 +27,9 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
+from llmserve.engine.vllm.errors import GrammarRefused
 from llmserve.engine.vllm.tools import bound_spaces
-from llmserve.errors import Aborted, InternalError, Unavailable
+from llmserve.errors import Aborted, InternalError
 from llmserve.types import Load, Meter, ModelInfo
 
 Serving = TypeVar("Serving")
@@ -110,7 +111,7 @@ class Metered:
                     elif output.finished:
                         self._count_whole(tokens, output, started)
                         counted = True
-                    _refuse_abort(output)
+                    _refuse_abort(output, sampling_params)
                     yield output
         except Exception as error:
             self.failure = error
@@ -245,10 +246,13 @@ def _queue_seconds(output: RequestOutput) -> float | None:
     return max(0.0, float(stats.scheduled_ts - stats.queued_ts))
 
 
-def _refuse_abort(output: RequestOutput) -> None:
+def _refuse_abort(output: RequestOutput, params: SamplingParams) -> None:
+    """Raise for an output that vLLM calls finished although it failed."""
     for choice in output.outputs:
         if choice.finish_reason == "abort":
             raise Aborted()
         if choice.finish_reason == "error":
-            error = getattr(output, "error", None)
-            raise Unavailable(error.message) if error and error.retryable else InternalError()
+            if params.structured_outputs is not None and not choice.token_ids:
+                # The way in which the engine core reports a failed compilation.
+                raise GrammarRefused()
+            raise InternalError()

@@ -35,6 +35,14 @@ from llmserve.errors import (
     Unavailable,
 )
 
+
+class GrammarRefused(Exception):
+    """The engine could not compile the grammar that constrains the output."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine cannot compile it, or nothing satisfies it.")
+
+
 # First match wins, so a class stands before its bases.
 TABLE: tuple[tuple[type[BaseException], type[LlmserveError]], ...] = (
     (EngineDeadError, EngineDied),
@@ -47,6 +55,7 @@ TABLE: tuple[tuple[type[BaseException], type[LlmserveError]], ...] = (
     (VLLMValidationError, InvalidRequest),
     (VLLMClientError, InvalidRequest),
     (VLLMServerError, InternalError),
+    (GrammarRefused, InvalidRequest),
     # vLLM has not moved all of its checks of a request to its own classes yet.
     (NotImplementedError, NotImplementedHere),
     (ValidationError, InvalidRequest),
@@ -106,6 +115,10 @@ def from_error_body(body: dict[str, Any], fields: Fields) -> LlmserveError:
 def _make(ours: type[LlmserveError], error: BaseException, fields: Fields) -> LlmserveError:
     if ours in (EngineDied, InternalError):
         return ours()
+    if isinstance(error, GrammarRefused):
+        return InvalidRequest(
+            f"{fields.grammar or 'The grammar'} cannot be enforced: {error}", param=fields.grammar
+        )
     if ours is InvalidRequest:
         message = str(error.args[0]) if error.args else str(error)
         return _invalid(message[:_MAX_MESSAGE], getattr(error, "parameter", None), fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -114,8 +115,19 @@ def test_pip_of_this_environment_is_used(tmp_path: Path) -> None:
     assert command[-1] == demo.REQUIREMENT
 
 
+def test_looking_for_pip_leaves_setuptools_alone(tmp_path: Path) -> None:
+    """The server imports torch, and with it setuptools, after the download."""
+    code = (
+        "from pathlib import Path; from llmserve.provision import demo\n"
+        f"demo._downloader(Path({str(tmp_path)!r}))\n"
+        "import distutils.core, setuptools"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_uv_is_used_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(demo, "_has_pip", lambda: False)
     python = tmp_path / "python"
     monkeypatch.setattr(demo.sys, "executable", str(python))
     (tmp_path / "uv").touch()

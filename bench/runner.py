@@ -1,0 +1,142 @@
+"""Rounds: every case on every server in turn, so that what disturbs one disturbs both."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.cases import Case, Dialect
+from bench.client import BenchError, Load, drive
+from bench.replies import Answer, read
+from bench.servers import Server
+from bench.stats import percentile
+
+Say = Callable[[str], None]
+
+COMPARED_PROMPTS = 4
+COMPARED_TOKENS = 48
+WARM_UP_REQUESTS = 16
+QUIET_WINDOW_SECONDS = 0.2
+QUIET_CPU_SECONDS = 0.011  # one clock tick, which is all that can be seen
+QUIET_DEADLINE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One case on one server in one round."""
+
+    round: int
+    case: str
+    server: str
+    requests: int
+    tokens: int
+    frames: int
+    seconds: float
+    cpu_seconds: float
+    ttft_p50: float
+    latency_p50: float
+    resident_bytes: int
+    others_cpu_seconds: float
+
+    @property
+    def cpu_us_per_token(self) -> float:
+        """CPU time of the front end for each token delivered."""
+        return 1e6 * self.cpu_seconds / self.tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all streams together."""
+        return self.tokens / self.seconds
+
+
+async def run_rounds(
+    servers: Sequence[Server], cases: Sequence[Case], rounds: int, say: Say
+) -> list[Sample]:
+    """Warm up, then measure. The servers change places from round to round."""
+    for case in cases:
+        for server in _able(servers, case):
+            say(f"warm-up: {case.key} on {server.name}")
+            await _load(server, case, min(case.requests, max(WARM_UP_REQUESTS, case.streams)))
+    samples = []
+    for number in range(rounds):
+        for case in cases:
+            order = _able(servers, case)
+            for server in order if number % 2 == 0 else reversed(order):
+                say(f"round {number + 1}/{rounds}: {case.key} on {server.name}")
+                await settle(servers)
+                samples.append(await _sample(number, server, case, servers))
+    return samples
+
+
+async def settle(servers: Sequence[Server]) -> None:
+    """Wait until no server uses the CPU. vLLM's worker spins for a second after its last
+    step, pinned to the core that the other server's worker needs."""
+    deadline = time.monotonic() + QUIET_DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        before = _tree_cpu_seconds(servers)
+        await asyncio.sleep(QUIET_WINDOW_SECONDS)
+        if _tree_cpu_seconds(servers) - before <= QUIET_CPU_SECONDS:
+            return
+    raise BenchError(f"the servers are still busy {QUIET_DEADLINE_SECONDS:.0f} s later")
+
+
+async def compare_answers(servers: Sequence[Server], cases: Sequence[Case]) -> int:
+    """Ask every server the same greedy questions, one at a time. All must say the same,
+    streaming or not, and the native route the same as chat. Returns how many answers were
+    compared; raises ``BenchError`` at the first difference."""
+    said: dict[tuple[bool, int], tuple[str, int, str]] = {}
+    count = 0
+    asked = {(case.dialect, case.streaming) for case in cases}
+    for dialect, streaming in sorted(asked):
+        case = Case("comparison", dialect, 1, COMPARED_PROMPTS, COMPARED_TOKENS, streaming)
+        for server in _able(servers, case):
+            for number in range(COMPARED_PROMPTS):
+                payload = case.payload(number, server.port)
+                load = await drive(server.port, [payload], 1, server.cpu_seconds)
+                found = read(case, load.replies[0]).said
+                expected = said.setdefault((dialect is Dialect.COMPLETION, number), found)
+                count += 1
+                if found != expected:
+                    raise BenchError(
+                        f"{server.name} answers {dialect.value} (streaming: {streaming}) with "
+                        f"{found}, not with {expected}"
+                    )
+    return count
+
+
+async def _sample(number: int, server: Server, case: Case, servers: Sequence[Server]) -> Sample:
+    others = [other for other in servers if other is not server]
+    others_cpu = _tree_cpu_seconds(others)
+    load, answers = await _load(server, case, case.requests)
+    others_cpu = _tree_cpu_seconds(others) - others_cpu
+    return Sample(
+        round=number,
+        case=case.key,
+        server=server.name,
+        requests=len(answers),
+        tokens=sum(answer.tokens for answer in answers),
+        frames=sum(answer.frames for answer in answers),
+        seconds=load.seconds,
+        cpu_seconds=load.cpu_seconds,
+        ttft_p50=percentile([answer.first_text for answer in answers], 50),
+        latency_p50=percentile([answer.total for answer in answers], 50),
+        resident_bytes=server.resident_bytes(),
+        others_cpu_seconds=others_cpu,
+    )
+
+
+async def _load(server: Server, case: Case, requests: int) -> tuple[Load, list[Answer]]:
+    payloads = [case.payload(number, server.port) for number in range(requests)]
+    load = await drive(server.port, payloads, case.streams, server.cpu_seconds)
+    return load, [read(case, reply) for reply in load.replies]
+
+
+def _tree_cpu_seconds(servers: Sequence[Server]) -> float:
+    return sum(server.tree_cpu_seconds() for server in servers)
+
+
+def _able(servers: Sequence[Server], case: Case) -> list[Server]:
+    """The servers that have the route of this case."""
+    return [server for server in servers if server.name == "llmserve" or not case.ours_only]

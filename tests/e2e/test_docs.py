@@ -1,0 +1,56 @@
+"""The README is run: its commands work, and its outputs are what they print."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Server
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+_VOLATILE = [
+    (re.compile(r"[0-9a-f]{32}"), "ID"),
+    (re.compile(r'"(\w+_s|seconds_in_stage|cached_tokens)":[-+.\de]+'), r'"\1":N'),
+]
+
+
+def examples() -> list[tuple[str, str, str]]:
+    """Language, code and expected output of every example that shows its output."""
+    blocks = _BLOCK.findall((ROOT / "README.md").read_text("utf-8"))
+    return [
+        (language, code, output)
+        for (language, code), (kind, output) in zip(blocks, blocks[1:], strict=False)
+        if language in ("sh", "python") and kind == "text"
+    ]
+
+
+def normal(text: str) -> str:
+    for pattern, replacement in _VOLATILE:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def test_there_are_examples() -> None:
+    assert len(examples()) >= 4
+
+
+@pytest.mark.parametrize(("language", "code", "output"), examples())
+def test_readme(demo_server: Server, language: str, code: str, output: str) -> None:
+    code = code.replace("http://127.0.0.1:8000", demo_server.url)
+    command = ["bash", "-c", code] if language == "sh" else [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert normal(done.stdout) == normal(output)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in _LINK.findall(page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
