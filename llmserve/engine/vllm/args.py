@@ -74,6 +74,8 @@ def _defaults(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
         # Cached prompt tokens belong in the bill.
         "enable_prompt_tokens_details": True,
         "max_logprobs": settings.limits.max_logprobs,
+        # The stages of /readyz say how far the start is.
+        "use_tqdm_on_load": settings.logging.level == "debug",
         # Small models fill the room that a JSON grammar leaves for white space for ever.
         "structured_outputs_config": {"disable_any_whitespace": True, "backend": "xgrammar"},
     }

@@ -252,7 +252,8 @@ def _refuse_abort(output: RequestOutput, params: SamplingParams) -> None:
         if choice.finish_reason == "abort":
             raise Aborted()
         if choice.finish_reason == "error":
-            if params.structured_outputs is not None and not choice.token_ids:
-                # The way in which the engine core reports a failed compilation.
+            if params.structured_outputs is not None:
+                # So the engine core reports a grammar that does not compile, or that
+                # has no token left to allow.
                 raise GrammarRefused()
             raise InternalError()

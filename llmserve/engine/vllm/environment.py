@@ -15,6 +15,8 @@ from llmserve.settings import Settings
 # vLLM is talkative: its warnings about defaults are of use to whoever debugs only.
 _VLLM_LOG_LEVELS = {"debug": "INFO", "info": "ERROR", "warning": "ERROR", "error": "ERROR"}
 
+_QUIET = ("TORCH_LOGS", "TORCH_CPP_LOG_LEVEL", "PYTHONWARNINGS")
+
 
 def prepare_environment(settings: Settings, model: str) -> None:
     """Write vLLM's environment variables for this engine into ``os.environ``."""
@@ -27,6 +29,10 @@ def prepare_environment(settings: Settings, model: str) -> None:
     os.environ.update(forced)
     defaults = {
         "VLLM_LOGGING_LEVEL": _VLLM_LOG_LEVELS[settings.logging.level],
+        # Notes of torch's and vLLM's to their own developers, from every process.
+        "TORCH_LOGS": "-all",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
         # vLLM allows 4 by itself; our own limit is the one that is documented.
         "VLLM_MAX_STOP_STRINGS": str(settings.limits.max_stop_strings),
         "VLLM_CPU_KVCACHE_SPACE": str(settings.runtime.cpu_kv_cache_gib),
@@ -38,5 +44,8 @@ def prepare_environment(settings: Settings, model: str) -> None:
         defaults["HF_HUB_OFFLINE"] = "1"
     if settings.runtime.device == "cpu":
         defaults["CUDA_VISIBLE_DEVICES"] = ""
+    if settings.logging.level == "debug":
+        for name in _QUIET:
+            del defaults[name]
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
