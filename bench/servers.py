@@ -96,6 +96,11 @@ class Server:
         """Memory of the front end."""
         return self._stat(self.pid).resident_pages * os.sysconf("SC_PAGE_SIZE")
 
+    def state(self) -> str:
+        """Whether it runs, and the end of its log: for a message about a failure."""
+        code = self._process.poll()
+        return f"{self.name} {'runs' if code is None else f'ended ({code})'}: {self._tail()}"
+
     def stop(self) -> None:
         """Ask the server to end; kill what has not ended in time, by process id."""
         children = [psutil.Process(pid) for pid in self._children()]
@@ -152,7 +157,7 @@ def running(
     engine: str, model: Path | None, extra: Mapping[str, Any], logs: Path
 ) -> Iterator[list[Server]]:
     """llmserve, and vLLM's own server unless the engine is the fake one; both ready.
-    They are stopped in the end."""
+    They are stopped in the end. A ``BenchError`` from inside learns what they logged."""
     arguments = ENGINE | dict(extra)
     with ExitStack() as stack:
         ours = llmserve_command(engine, model, arguments)
@@ -164,7 +169,10 @@ def running(
             stack.callback(servers[1].stop)
         for server in servers:
             server.wait_ready()
-        yield servers
+        try:
+            yield servers
+        except BenchError as error:
+            raise BenchError("\n".join([str(error), *(s.state() for s in servers)])) from error
 
 
 def _cpu_seconds(stat: ProcessStat) -> float:

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import httpx
 
 from llmserve.cli.failure import CommandFailed
-from llmserve.cli.server_options import DEFAULT_URL
 from llmserve.cli.sse import SseEvent, read_events
 from llmserve.cli.terminal import printable
 from llmserve.errors import ConfigError
@@ -27,7 +26,7 @@ class Client:
     def __init__(self, url: str, api_key: str | None = None) -> None:
         host = urlsplit(url).hostname if url.startswith(("http://", "https://")) else None
         if not host:
-            raise ConfigError(f"--url: {url!r} is not allowed; it must look like {DEFAULT_URL}.")
+            raise ConfigError(f"--url: {url!r} is not allowed; it must look like http://HOST:PORT.")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise ConfigError("--api-key: a key consists of printable ASCII characters.")
         # The OpenAI SDK's base URL ends with /v1; whoever pastes it means the same server.
