@@ -29,6 +29,7 @@ ENGINE: dict[str, Any] = {
     "scheduling_policy": "priority",
     "enable_prompt_tokens_details": True,
     "max_logprobs": 20,
+    "use_tqdm_on_load": False,
     "structured_outputs_config": {"disable_any_whitespace": True, "backend": "xgrammar"},
     "tool_call_parser": "hermes",
     "enable_auto_tool_choice": True,
