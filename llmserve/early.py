@@ -66,7 +66,7 @@ def _reply(path: str) -> bytes:
     if path in _READY:
         return _response(
             "503 Service Unavailable",
-            {"status": "not ready", "stage": "starting", "reason": _STARTING},
+            {"status": "not ready", "stage": "starting", "reason": _STARTING, "progress": 0.0},
         )
     error: dict[str, object] = {
         "message": _STARTING,

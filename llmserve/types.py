@@ -69,6 +69,13 @@ class Stage(StrEnum):
     STOPPED = "stopped"
 
 
+START_STAGES = (
+    *(Stage.STARTING, Stage.INSTALLING, Stage.IMPORTING, Stage.LOADING),
+    *(Stage.COMPILING, Stage.WARMING, Stage.READY),
+)
+"""The stages of a start that goes well, in order; a stage may be skipped."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One chat message with plain text content."""

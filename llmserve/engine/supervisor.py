@@ -17,7 +17,7 @@ from typing import TypeAlias
 from llmserve.engine.protocol import Context, Engine, Report
 from llmserve.errors import ConfigError, LlmserveError, NotReady, SetupError
 from llmserve.settings import RuntimeSettings
-from llmserve.types import GenerateRequest, Meter, Operation, Sampling, Stage
+from llmserve.types import START_STAGES, GenerateRequest, Meter, Operation, Sampling, Stage
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,14 @@ class Status:
     @property
     def ready(self) -> bool:
         return self.stage is Stage.READY
+
+    @property
+    def start_progress(self) -> float:
+        """How many of the stages of a start are behind, 0 to 1. Stages, not time."""
+        if self.stage not in START_STAGES:
+            return 0.0
+        passed = START_STAGES.index(self.stage) + (self.progress or 0.0)
+        return min(1.0, passed / (len(START_STAGES) - 1))
 
 
 class Supervisor:

@@ -87,8 +87,8 @@ def _readiness(wired: Services) -> dict[str, object]:
         "stage": status.stage.value,
         "seconds_in_stage": round(time.monotonic() - status.since, 1),
     }
-    if status.progress is not None:
-        body["progress"] = status.progress
+    if not _ready(wired):
+        body["progress"] = round(status.start_progress, 3)
     if wired.gateway.admission.draining:
         body |= {"stage": "draining", "reason": "The server is shutting down."}
     elif not _ready(wired):

@@ -65,7 +65,7 @@ def test_loading_is_live_and_not_ready() -> None:
         poll(lambda: app.get("/readyz").json()["stage"] == "loading")
         reply = app.get("/ready")
         assert reply.status_code == 503
-        assert reply.json()["progress"] == 0.0
+        assert reply.json()["progress"] == 0.5
         assert app.get("/livez").json() == app.get("/health").json() == {"status": "live"}
         assert app.get("/healthz").json()["engine"] is None
         assert app.get("/v1/models").status_code == 503

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     # Names of engine arguments; that module imports nothing but the standard library.
     "settings_layers": BASE | {"settings_keys", "settings_yaml", "engine"},
     "settings_load": BASE | {"settings_keys", "settings_layers", "settings_yaml"},
+    "modelfile": BASE,
     "provision": BASE,
     "engine": BASE | {"provision"},
     "gateway": BASE | {"engine"},

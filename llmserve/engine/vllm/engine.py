@@ -10,11 +10,13 @@ import signal
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmserve.engine.protocol import Context, Event, Json, Report
 from llmserve.engine.vllm.args import build_namespace
 from llmserve.engine.vllm.environment import prepare_environment
+from llmserve.engine.vllm.relay import Relay
 from llmserve.errors import EngineDied, NotReady, SetupError
 from llmserve.settings import Settings
 from llmserve.types import Chunk, GenerateRequest, Load, Meter, ModelInfo, Operation, Stage
@@ -37,6 +39,7 @@ class VllmEngine:
         self._defaults = defaults
         self._core: Core | None = None
         self._llm: Any = None
+        self._relay: Relay | None = None
         self._closed = False
         self._starting = asyncio.Lock()
 
@@ -49,15 +52,16 @@ class VllmEngine:
             if self._core is not None:
                 return
             report(Stage.IMPORTING, None)
-            namespace = await asyncio.to_thread(self._prepare)
+            self._relay = Relay(_vllm_level(self._settings), lambda stage: report(stage, None))
+            namespace = await asyncio.to_thread(self._prepare, self._relay.write_config())
             report(Stage.LOADING, None)
             core = importlib.import_module("llmserve.engine.vllm.core")
             self._llm, probe = await asyncio.to_thread(_create, namespace)
             report(Stage.WARMING, None)
             self._core = await core.build_core(self._llm, probe, namespace)
 
-    def _prepare(self) -> Namespace:
-        prepare_environment(self._settings, self._model)
+    def _prepare(self, logging_config: Path) -> Namespace:
+        prepare_environment(self._settings, self._model, logging_config)
         importlib.import_module("llmserve.engine.vllm.core")
         from vllm.platforms import current_platform
 
@@ -94,6 +98,8 @@ class VllmEngine:
         if llm is not None:
             # Waits for the engine's processes to end: seconds, in the worst case.
             await asyncio.to_thread(llm.shutdown)
+        if self._relay is not None:
+            await asyncio.to_thread(self._relay.close)
 
     def _running(self) -> Core:
         if self._closed:
@@ -101,6 +107,11 @@ class VllmEngine:
         if self._core is None:
             raise NotReady("The engine has not been started.")
         return self._core
+
+
+def _vllm_level(settings: Settings) -> int:
+    """vLLM is talkative: short of errors, its log is of use to whoever debugs only."""
+    return logging.INFO if settings.logging.level == "debug" else logging.ERROR
 
 
 def _create(namespace: Namespace) -> Any:

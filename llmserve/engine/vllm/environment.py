@@ -12,23 +12,21 @@ from pathlib import Path
 
 from llmserve.settings import Settings
 
-# vLLM is talkative: its warnings about defaults are of use to whoever debugs only.
-_VLLM_LOG_LEVELS = {"debug": "INFO", "info": "ERROR", "warning": "ERROR", "error": "ERROR"}
-
 _QUIET = ("TORCH_LOGS", "TORCH_CPP_LOG_LEVEL", "PYTHONWARNINGS")
 
 
-def prepare_environment(settings: Settings, model: str) -> None:
+def prepare_environment(settings: Settings, model: str, logging_config: Path) -> None:
     """Write vLLM's environment variables for this engine into ``os.environ``."""
     forced = {
         # The server has threads by the time an engine starts: forking it is unsafe.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
+        "VLLM_LOGGING_LEVEL": "INFO",
     }
     os.environ.update(forced)
     defaults = {
-        "VLLM_LOGGING_LEVEL": _VLLM_LOG_LEVELS[settings.logging.level],
         # Notes of torch's and vLLM's to their own developers, from every process.
         "TORCH_LOGS": "-all",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
