@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import socket
 import tempfile
@@ -26,9 +27,12 @@ log = logging.getLogger("llmserve.vllm")
 _MAX_DATAGRAM = 60_000
 _STOP = b"stop"
 
-# Beginnings of vLLM's log messages (0.32: v1/worker, compilation, v1/engine/core.py).
+# Beginnings of vLLM's log messages (0.32: v1/worker, compilation, v1/engine/core.py), a
+# "[backbone] " before them aside.
+_PREFIX = re.compile(r"^\[\w+\] ")
 _STAGES: tuple[tuple[str, Stage], ...] = (
     ("Starting to load model", Stage.LOADING),
+    ("Warming up model for the compilation", Stage.COMPILING),
     ("Starting torch.compile", Stage.COMPILING),
     ("Compile and warming up model", Stage.COMPILING),
     ("Dynamo bytecode transform time", Stage.COMPILING),
@@ -108,5 +112,5 @@ class Relay:
         if message["level"] >= self._level:
             log.log(message["level"], "%s: %s", message["process"], text)
         for beginning, stage in _STAGES:
-            if text.startswith(beginning):
+            if _PREFIX.sub("", text).startswith(beginning):
                 self._on_stage(stage)

@@ -18,7 +18,7 @@ logging.config.dictConfig(json.load(open(sys.argv[1])))
 log = logging.getLogger("vllm.worker")
 log.info("Starting to load model %s...", "m")
 log.info("nothing of interest")
-log.info("Starting torch.compile")
+log.info("[backbone] Starting torch.compile")
 log.info("init engine (profile, create kv cache, warmup model) took 3.00 s")
 try:
     1 / 0
