@@ -54,12 +54,13 @@ class Refused(ModelFileError):
 
 
 class UnknownFormat(ModelFileError):
-    """``first`` are the file's first bytes (16 at most)."""
+    """``first`` are the file's first bytes (16 of them are shown)."""
 
     code = "unknown_model_format"
 
     def __init__(self, file: str, first: bytes, hint: str = "") -> None:
-        shown = f"{first.hex(' ')} ({ascii(first)[2:-1]})" if first else "nothing: it is empty"
+        start = first[:16]
+        shown = f"{start.hex(' ')} ({ascii(start)[2:-1]})" if start else "nothing: it is empty"
         message = (
             f"{file} is no model file of a known format (GGUF, SafeTensors, APR)."
             f" It begins with {shown}.{f' {hint}.' if hint else ''}"

@@ -1,6 +1,5 @@
 """Dashboards, alerts and the scrape configuration against the metrics that exist."""
 
-# The programs that are run here are fixed, not input.
 from __future__ import annotations
 
 import importlib.util
@@ -15,8 +14,12 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
+from llmserve.gateway.entry import Entry
+from llmserve.observability.metrics import Metrics, State
 from llmserve.settings import ServerSettings
+from llmserve.types import Outcome
 
 COUNTERS = {
     "llmserve_requests_total": {"route", "model", "outcome"},
@@ -227,6 +230,24 @@ def test_vllm_has_the_metrics_that_are_used() -> None:
     declared = set(re.findall(r'name="(vllm:\w+)"', source))
     ours = {name for name in (*COUNTERS, *GAUGES, *HISTOGRAMS) if name.startswith("vllm:")}
     assert {name.removesuffix("_total") for name in ours} <= declared
+
+
+def test_our_series_are_those_that_the_server_exports() -> None:
+    metrics = Metrics(engine="fake")
+    entry = Entry("id", "/generate", model="m", outcome=Outcome.COMPLETED)
+    entry.meter.add_tokens(2, entry.started)
+    metrics.closed(entry)
+    text = metrics.render(State("m", ready=True, draining=False, in_flight=0, restarts=0)).decode()
+    exported = {
+        (sample.name, frozenset(sample.labels))
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("llmserve_") and not sample.name.endswith("_created")
+    }
+    listed = {
+        (name, frozenset(labels)) for name, labels in LABELS.items() if name.startswith("llmserve_")
+    }
+    assert exported == listed
 
 
 def test_alerts_ask_for_metrics_that_exist_and_say_what_happened(root: Path) -> None:
