@@ -18,7 +18,7 @@ SETUP = @command -v $(PYTHON) >/dev/null || { \
 	exec $(PYTHON) tools/setup_env.py --engine $(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve doctor test lint format bench clean
+.PHONY: help setup setup-dev serve doctor test lint format bench fuzz clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,9 @@ format: setup-dev ## let ruff rewrite what it can
 
 bench: setup-dev ## measure, with ARGS
 	@exec $(BIN)/python -m bench $(ARGS)
+
+fuzz: setup-dev ## feed the model file readers for a minute (needs atheris)
+	@exec $(BIN)/python -m tests.fuzz.fuzz_modelfile $(ARGS)
 
 clean: ## remove .venv and everything else that was made here
 	rm -rf .venv build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache

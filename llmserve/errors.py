@@ -3,6 +3,7 @@
     LlmserveError
     ├── ConfigError                 a setting is wrong (never reaches HTTP)
     ├── SetupError                  a model or a component cannot be obtained (likewise)
+    ├── modelfile.ModelFileError    422 a model file cannot be described (its own small tree)
     ├── ClientError                 the request is at fault
     │   ├── InvalidRequest              400
     │   │   ├── PromptTooLong               400  context_length_exceeded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def examples() -> list[tuple[str, str, str]]:
     blocks = _BLOCK.findall((ROOT / "README.md").read_text("utf-8"))
     return [
         (language, code, output)
-        for (language, code), (kind, output) in zip(blocks, blocks[1:], strict=False)
+        for (language, code), (kind, output) in itertools.pairwise(blocks)
         if language in ("sh", "python") and kind == "text"
     ]
 

@@ -35,7 +35,15 @@ ALLOWED: dict[str, set[str]] = {
     "early": set(),
     "server": BASE | {"observability", "early", "process"},
     "cli": BASE
-    | {"settings_load", "settings_keys", "settings_layers", "provision", "server", "engine"},
+    | {
+        "settings_load",
+        "settings_keys",
+        "settings_layers",
+        "provision",
+        "server",
+        "engine",
+        "modelfile",
+    },
 }
 FOREIGN = {"vllm", "torch"}
 WEB = {"fastapi", "starlette", "uvicorn", "sse_starlette"}

@@ -8,6 +8,7 @@ cut off.
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from argparse import Namespace
 from collections.abc import AsyncGenerator
@@ -64,7 +65,12 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.taken_on: dict[str, list[RequestState]] = {}
+        self._numbers = itertools.count()
         super().__init__(*args, **kwargs)
+
+    def unique(self, request_id: str) -> str:
+        """An id that no other request has: clients may choose theirs, and repeat it."""
+        return f"{request_id}-{next(self._numbers)}"
 
     async def add_request(self, request_id: str, *args: Any, **kwargs: Any) -> Any:
         queue = await super().add_request(request_id, *args, **kwargs)
@@ -96,6 +102,7 @@ class Metered:
         """As ``AsyncLLM.generate``. Raises ``Aborted`` and ``InternalError`` where vLLM
         yields an output with the finish reason ``abort`` or ``error``."""
         _bound_spaces(sampling_params)
+        request_id = self._llm.unique(request_id)
         deltas = sampling_params.output_kind is RequestOutputKind.DELTA
         started, first, counted = time.monotonic(), True, False
         try:
@@ -123,6 +130,7 @@ class Metered:
         self, prompt: Any, pooling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """As ``AsyncLLM.encode``."""
+        request_id = self._llm.unique(request_id)
         stream = self._llm.encode(prompt, pooling_params, request_id, **options)
         try:
             async with aclosing(stream) as outputs:
