@@ -188,6 +188,7 @@ def test_sigterm_drains_and_leaves_nothing_behind(server: Server) -> None:
     _gone, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     assert "Traceback" not in server.log[logged:]
+    assert "Warning" not in server.log[logged:]
 
 
 def test_a_second_signal_ends_at_once(tiny_folder: Path, tmp_path: Path) -> None:

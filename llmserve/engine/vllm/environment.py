@@ -30,7 +30,11 @@ def prepare_environment(settings: Settings, model: str, logging_config: Path) ->
         # Notes of torch's and vLLM's to their own developers, from every process.
         "TORCH_LOGS": "-all",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONWARNINGS": "ignore::FutureWarning",
+        # The second one: vLLM ends its worker before that gives its shared memory back;
+        # Python's tracker does so, and says it.
+        "PYTHONWARNINGS": (
+            "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker"
+        ),
         # vLLM allows 4 by itself; our own limit is the one that is documented.
         "VLLM_MAX_STOP_STRINGS": str(settings.limits.max_stop_strings),
         "VLLM_CPU_KVCACHE_SPACE": str(settings.runtime.cpu_kv_cache_gib),
