@@ -77,6 +77,7 @@ def test_stages_come_in_order_until_a_token_was_generated(server: Server) -> Non
 def test_a_client_that_goes_away_frees_the_engine_within_a_second(
     server: Server, path: str
 ) -> None:
+    server.wait_ready()
     body = httpx.Request("POST", server.url + path, json=LONG)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         head = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())
@@ -189,6 +190,21 @@ def test_sigterm_drains_and_leaves_nothing_behind(server: Server) -> None:
     assert not alive
     assert "Traceback" not in server.log[logged:]
     assert "Warning" not in server.log[logged:]
+
+
+def test_sigterm_while_loading_ends_quietly(tiny_folder: Path, tmp_path: Path) -> None:
+    server = Server([str(tiny_folder)], tmp_path / "log")
+    try:
+        server.wait_live()
+        server.wait(lambda: bool(server.children()), 120)
+        family = server.children()
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        _gone, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        assert "Traceback" not in server.log
+    finally:
+        server.stop()
 
 
 def test_a_second_signal_ends_at_once(tiny_folder: Path, tmp_path: Path) -> None:

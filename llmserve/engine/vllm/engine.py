@@ -4,14 +4,16 @@ thread, so that the server answers while the import runs."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import signal
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from llmserve.engine.protocol import Context, Event, Json, Report
 from llmserve.engine.vllm.args import build_namespace
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ABANDON_SECONDS = 0.1
+
 
 class VllmEngine:
     """One model in one vLLM ``AsyncLLM`` (continuous batching, tensor and pipeline
@@ -39,6 +43,8 @@ class VllmEngine:
         self._defaults = defaults
         self._core: Core | None = None
         self._llm: Any = None
+        self._creation: asyncio.Future[Any] | None = None
+        self._others: set[psutil.Process] = set()
         self._relay: Relay | None = None
         self._closed = False
         self._starting = asyncio.Lock()
@@ -56,7 +62,9 @@ class VllmEngine:
             namespace = await asyncio.to_thread(self._prepare, self._relay.write_config())
             report(Stage.LOADING, None)
             core = importlib.import_module("llmserve.engine.vllm.core")
-            self._llm, probe = await asyncio.to_thread(_create, namespace)
+            self._others = _children()
+            self._creation = asyncio.ensure_future(asyncio.to_thread(_create, namespace))
+            self._llm, probe = await asyncio.shield(self._creation)
             report(Stage.WARMING, None)
             self._core = await core.build_core(self._llm, probe, namespace)
 
@@ -95,11 +103,26 @@ class VllmEngine:
 
     async def aclose(self) -> None:
         llm, self._llm, self._core, self._closed = self._llm, None, None, True
+        if llm is None and self._creation is not None:
+            llm = await self._abandon(self._creation)
+        self._creation = None
         if llm is not None:
             # Waits for the engine's processes to end: seconds, in the worst case.
             await asyncio.to_thread(llm.shutdown)
         if self._relay is not None:
             await asyncio.to_thread(self._relay.close)
+
+    async def _abandon(self, creation: asyncio.Future[Any]) -> Any:
+        """End a start half-way. vLLM cannot be told to stop loading: its processes are
+        killed until its constructor gives up. Returns the engine if it was quicker."""
+        while not creation.done():
+            for process in _children() - self._others:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            await asyncio.wait({creation}, timeout=_ABANDON_SECONDS)
+        if creation.cancelled() or creation.exception() is not None:
+            return None
+        return creation.result()[0]
 
     def _running(self) -> Core:
         if self._closed:
@@ -107,6 +130,10 @@ class VllmEngine:
         if self._core is None:
             raise NotReady("The engine has not been started.")
         return self._core
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def _vllm_level(settings: Settings) -> int:
@@ -121,7 +148,7 @@ def _create(namespace: Namespace) -> Any:
         return create_llm(namespace)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _terminal_signals_blocked() -> Iterator[None]:
     """Children started here never see Ctrl-C.
 
