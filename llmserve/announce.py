@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 from llmserve.settings import Settings
@@ -13,11 +14,12 @@ def announce(settings: Settings, model: str, port: int) -> None:
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  # only shown
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
     key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.auth.api_keys else ""
+    command = "llmserve" if shutil.which("llmserve") else ".venv/bin/llmserve"
     sys.stdout.write(
         f"""
 {model} is ready at {url}
 
-  Chat in the terminal   llmserve chat --url {url}
+  Chat in the terminal   {command} chat --url {url}
   Stream with curl       curl -N {url}/generate/stream{key} -H 'Content-Type: application/json' \\
                            -d '{{"messages": [{{"role": "user", "content": "Hello!"}}]}}'
   OpenAI SDK             OpenAI(base_url="{url}/v1", api_key="{"YOUR_KEY" if key else "none"}")

@@ -11,6 +11,7 @@ import json
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -44,15 +45,16 @@ def _serve(listener: socket.socket, woken: socket.socket) -> None:
         with suppress(OSError):
             connection, _ = listener.accept()
             with connection:
-                connection.settimeout(_CLIENT_SECONDS)
-                connection.sendall(_reply(_path(connection)))
-                _drain(connection)
+                until = time.monotonic() + _CLIENT_SECONDS
+                path = _path(connection, until)
+                connection.sendall(_reply(path))
+                _drain(connection, until)
 
 
-def _path(connection: socket.socket) -> str:
+def _path(connection: socket.socket, until: float) -> str:
     head = b""
     while b"\r\n" not in head and len(head) < _HEAD_BYTES:
-        part = connection.recv(4096)
+        part = _receive(connection, until)
         if not part:
             break
         head += part
@@ -91,10 +93,17 @@ def _response(status: str, body: dict[str, object]) -> bytes:
     return head.encode() + content
 
 
-def _drain(connection: socket.socket) -> None:
+def _drain(connection: socket.socket, until: float) -> None:
     """Read what the client still sends: closing with unread data would reset the
     connection, and the client might lose the reply."""
     connection.shutdown(socket.SHUT_WR)
     received = 0
-    while received < _HEAD_BYTES and (part := connection.recv(4096)):
+    while received < _HEAD_BYTES and (part := _receive(connection, until)):
         received += len(part)
+
+
+def _receive(connection: socket.socket, until: float) -> bytes:
+    """The deadline is the connection's, not each read's: a client that trickles must not
+    hold up the start."""
+    connection.settimeout(max(0.001, until - time.monotonic()))
+    return connection.recv(4096)

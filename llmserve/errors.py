@@ -119,7 +119,8 @@ class ModelNotFound(NotFound):
 
     def __init__(self, name: str, served: Sequence[str]) -> None:
         super().__init__(
-            f"The model {name!r} does not exist. Served here: {', '.join(served)}.", param="model"
+            f"The model {name[:100]!r} does not exist. Served here: {', '.join(served)}.",
+            param="model",
         )
 
 

@@ -107,6 +107,7 @@ class Process:
         assert self._services is not None
         gateway, limit = self._services.gateway, self._settings.server.drain_timeout_s
         gateway.admission.draining = True
+        self._services.supervisor.stopping = True
         log.info("draining: %d requests in flight", gateway.admission.in_flight)
         if not await self._idle_within(limit):
             gateway.stop_all(

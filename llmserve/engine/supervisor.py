@@ -68,6 +68,8 @@ class Supervisor:
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.error: LlmserveError | None = None
+        self.stopping = False
+        """Set when the server shuts down: an engine that dies now stays dead."""
         self.status = Status(Stage.STARTING, time.monotonic())
 
     @property
@@ -92,6 +94,8 @@ class Supervisor:
                 await self._start()
                 failures = 0
                 await self._watch()
+                if self.stopping:
+                    return
                 self._died()
             except _FINAL as error:
                 self._give_up(error)

@@ -14,6 +14,7 @@ from llmserve.errors import (
     ClientError,
     DeadlineExceeded,
     Draining,
+    NotImplementedHere,
     RateLimited,
     Unavailable,
 )
@@ -54,7 +55,7 @@ def outcome_of(error: BaseException, *, admitted: bool) -> Outcome:
         return Outcome.TIMEOUT
     if isinstance(error, RateLimited):
         return Outcome.REJECTED
-    if isinstance(error, ClientError):
+    if isinstance(error, ClientError | NotImplementedHere):
         return Outcome.INVALID
     if isinstance(error, Draining | Aborted) and admitted:
         return Outcome.CANCELLED

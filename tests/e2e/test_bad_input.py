@@ -101,6 +101,12 @@ def test_chat(demo_server: Server, stream: bool, change: dict[str, Any], field: 
     assert_refused(demo_server.post(CHAT, HELLO | {"stream": stream} | change), field)
 
 
+def test_a_number_beyond_64_bits_leaves_nothing_behind(demo_server: Server) -> None:
+    body = HELLO | {"json_schema": {"type": "object", "items": -(2**63) - 1}}
+    assert demo_server.post("/generate", body).status_code == 400
+    assert demo_server.get("/healthz").json()["engine"]["running"] == 0
+
+
 def test_the_server_serves_after_all_that(demo_server: Server) -> None:
     assert_serves(demo_server)
     assert demo_server.get("/readyz").status_code == 200

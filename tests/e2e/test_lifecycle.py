@@ -99,6 +99,13 @@ def test_openai_clients_that_go_away_free_the_engine_too(server: Server) -> None
     assert server.total("llmserve_requests_total", route=route, outcome="disconnected") == 2
 
 
+def test_the_engine_is_deaf_to_ctrl_c(server: Server) -> None:
+    """A terminal sends SIGINT to everybody; only the server may act on it."""
+    engine = [process for process in server.children() if "VLLM" in _title(process.pid)]
+    assert len(engine) == 2
+    assert all(blocks_sigint(process) for process in engine)
+
+
 def test_usage_of_cut_off_requests_is_counted(server: Server) -> None:
     """Four requests were cut off above; vLLM's own success counters know none of them."""
     assert server.total("llmserve_completion_tokens_total") > 4
@@ -205,6 +212,12 @@ def test_sigterm_while_loading_ends_quietly(tiny_folder: Path, tmp_path: Path) -
         assert "Traceback" not in server.log
     finally:
         server.stop()
+
+
+def blocks_sigint(process: psutil.Process) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
+    (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:")]
+    return bool(int(mask, 16) & (1 << (signal.SIGINT - 1)))
 
 
 def test_a_second_signal_ends_at_once(tiny_folder: Path, tmp_path: Path) -> None:

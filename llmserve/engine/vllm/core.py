@@ -73,8 +73,13 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
         return f"{request_id}-{next(self._numbers)}"
 
     async def add_request(self, request_id: str, *args: Any, **kwargs: Any) -> Any:
-        queue = await super().add_request(request_id, *args, **kwargs)
         processor = self.output_processor
+        try:
+            queue = await super().add_request(request_id, *args, **kwargs)
+        except Exception:
+            # vLLM registers a request before it sends it, and forgets to undo that.
+            processor.abort_requests([request_id], internal=False)
+            raise
         self.taken_on[request_id] = [
             processor.request_states[internal]
             for internal in processor.external_req_ids.get(request_id, ())

@@ -10,6 +10,7 @@ import logging
 import signal
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,8 @@ def _terminal_signals_blocked() -> Iterator[None]:
     once and cut the streams that the server wants to drain. A blocked signal is inherited
     by child processes, and this thread is not the one that handles our own signals.
     """
+    # It would be started by the first child, and unblocks the signal when it is.
+    resource_tracker.ensure_running()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

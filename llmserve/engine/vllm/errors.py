@@ -88,6 +88,8 @@ def translate(error: BaseException, fields: Fields) -> LlmserveError:
         return error
     if isinstance(error, ValidationError):
         return _from_pydantic(error)
+    if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, OverflowError):
+        return InvalidRequest("A number in the request does not fit into 64 bits.")
     for theirs, ours in TABLE:
         if isinstance(error, theirs):
             return _make(ours, error, fields)
