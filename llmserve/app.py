@@ -43,7 +43,7 @@ def build_services(
     gateway = Gateway(
         supervisor,
         Router(settings.model),
-        Admission(settings.admission.max_running),
+        Admission(settings.admission.max_running or 256),
         request_timeout=settings.server.request_timeout_s or None,
     )
     metrics = Metrics(engine=settings.runtime.engine)

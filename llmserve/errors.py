@@ -9,13 +9,17 @@
     │   │   ├── PromptTooLong               400  context_length_exceeded
     │   │   └── Unsupported                 400  unsupported_parameter, unsupported_value
     │   ├── Unauthenticated             401  invalid_api_key
+    │   ├── Forbidden                   403  insufficient_permissions, model_not_allowed
     │   ├── NotFound                    404
     │   │   └── ModelNotFound               404  model_not_found
     │   ├── MethodNotAllowed            405
     │   ├── RequestTimeout              408  the body did not arrive in time
     │   ├── BodyTooLarge                413  request_too_large
     │   ├── UnsupportedMediaType        415
-    │   └── RateLimited                 429  rate_limit_exceeded
+    │   ├── HeadersTooLarge             431  headers_too_large
+    │   ├── RateLimited                 429  rate_limit_exceeded
+    │   │   └── QuotaExceeded               429  insufficient_quota
+    │   └── Cancelled                   499  request_cancelled
     └── ServerError                 the server is at fault
         ├── InternalError               500
         ├── NotImplementedHere          501  this model cannot do that
@@ -26,6 +30,7 @@
         │   ├── EngineDied                  503  engine_died
         │   └── Aborted                     503  request_aborted
         └── DeadlineExceeded            504  deadline_exceeded
+            └── QueueTimeout                504  queue_timeout
 
 ``type`` and ``code`` are OpenAI's words where OpenAI has one (openai-python retries 408,
 409, 429 and every 5xx; ``retry_after`` becomes the ``Retry-After`` header).
@@ -47,6 +52,9 @@ class LlmserveError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
+    retryable: bool | None = None
+    """Sent as ``x-should-retry``, which openai-python obeys; ``None`` leaves it to the
+    client, which goes by the status."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -107,6 +115,19 @@ class Unauthenticated(ClientError):
     code = "invalid_api_key"
 
 
+class Forbidden(ClientError):
+    """The key is valid, and not for this."""
+
+    status = 403
+    type = "permission_error"
+    code = "insufficient_permissions"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param)
+        if code is not None:
+            self.code = code
+
+
 class NotFound(ClientError):
     status = 404
     code = "not_found"
@@ -144,10 +165,38 @@ class UnsupportedMediaType(ClientError):
     code = "unsupported_media_type"
 
 
+class HeadersTooLarge(ClientError):
+    status = 431
+    code = "headers_too_large"
+
+
 class RateLimited(ClientError):
+    """This caller is over one of its limits, or over its share of a busy server."""
+
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(RateLimited):
+    """The budget of the day is used up; trying again soon is no use."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    retryable = False
+
+
+class Cancelled(ClientError):
+    """Somebody with the right to do so cancelled this request. 499 is nginx's status for
+    a request that its client has ended; no SDK retries it."""
+
+    status = 499
+    type = "request_cancelled"
+    code = "request_cancelled"
+    retryable = False
+
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled.")
 
 
 class ServerError(LlmserveError):
@@ -220,3 +269,9 @@ class DeadlineExceeded(ServerError):
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+
+
+class QueueTimeout(DeadlineExceeded):
+    """The request waited for its turn for too long; the engine never saw it."""
+
+    code = "queue_timeout"

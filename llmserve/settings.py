@@ -59,7 +59,12 @@ class ServerSettings(_Section):
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")
     cors_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from.")
     request_timeout_s: Seconds = Field(
-        600, description="Longest time for one request, from admission to its last token; 0: none."
+        600,
+        description="Longest time for one request, from its arrival to its last token, and "
+        "the most that a client can ask for with timeout_s; 0: none.",
+    )
+    generation_timeout_s: Seconds = Field(
+        0, description="Longest time in the engine, waiting in the queue aside; 0: none."
     )
     first_chunk_wait_s: Seconds = Field(
         1.0,
@@ -76,6 +81,15 @@ class ServerSettings(_Section):
         30, description="Time that running requests get to finish after SIGTERM."
     )
     body_timeout_s: Seconds = Field(30, description="Time for a request body to arrive; 0: none.")
+    header_timeout_s: Seconds = Field(
+        10, description="Time for a request line and its headers to arrive; 0: none."
+    )
+    max_header_bytes: Count = Field(
+        32 * 2**10, description="Largest request line and headers together."
+    )
+    max_connections: Count = Field(
+        8192, description="Most open connections; further ones get 503 and are closed."
+    )
     docs: bool = Field(True, description="Serve /docs and /openapi.json.")
 
 
@@ -92,15 +106,39 @@ class LimitSettings(_Section):
     max_grammar_bytes: Count = Field(
         64 * 2**10, description="Largest JSON schema, regex or choice list, in bytes."
     )
+    max_schema_depth: Count = Field(32, description="Deepest nesting of a JSON schema.")
+    max_schema_nodes: Count = Field(
+        2000, description="Most subschemas, properties and enum values of a JSON schema."
+    )
+    max_regex_states: Count = Field(
+        20_000, description="Largest regex, counted repeats written out, in states."
+    )
+    grammar_timeout_s: Seconds = Field(
+        10, description="Time for a grammar to compile; 0: none, and no trial compilation."
+    )
     max_messages: Count = Field(4096, description="Most messages of a conversation.")
     max_tools: Count = Field(128, description="Most tools offered to the model.")
 
 
 class AdmissionSettings(_Section):
-    """How much work is taken on at once."""
+    """How much work is taken on at once, and how much may wait."""
 
-    max_running: Count = Field(
-        256, description="Most requests taken on at once; the next one gets 503 + Retry-After."
+    max_running: Count | None = Field(
+        None,
+        description="Most requests in the engine at once. Default: as many as the engine "
+        "runs together (max_num_seqs), so that waiting happens where it is fair.",
+    )
+    max_queue: int = Field(
+        512, ge=0, description="Most requests that wait for their turn; the next one gets 503."
+    )
+    max_running_prompt_tokens: Count = Field(
+        4_000_000, description="Most prompt tokens in the engine at once, estimated."
+    )
+    max_queued_prompt_tokens: Count = Field(
+        4_000_000, description="Most prompt tokens that wait, estimated."
+    )
+    queue_timeout_s: Seconds = Field(
+        60, description="Longest wait for a turn, then 504; 0: as long as the request may take."
     )
 
 
@@ -108,7 +146,26 @@ class AuthSettings(_Section):
     """Who may call. With no key, everybody who reaches the port."""
 
     api_keys: tuple[SecretStr, ...] = Field(
-        (), description="Keys that are accepted; once there is one, all routes but health need it."
+        (),
+        description="Keys with every right and no limit, besides those of `llmserve keys`. Once "
+        "there is any key, all routes but the health probes need one.",
+    )
+    allow_anonymous_network: bool = Field(
+        False,
+        description="Listen on other than loopback addresses although there is no key: "
+        "everybody who reaches the port may use the server.",
+    )
+    allow_query_key: bool = Field(
+        False,
+        description="Take ?api_key=KEY as well, for browsers' EventSource. URLs end up in "
+        "histories and in the logs of proxies.",
+    )
+    open_metrics: bool = Field(False, description="Serve /metrics without a key.")
+    open_docs: bool = Field(False, description="Serve /docs and /openapi.json without a key.")
+    salt_prefix_cache: bool = Field(
+        False,
+        description="Keep the prefix caches of different keys apart, so that nobody can "
+        "learn from timing what others have asked.",
     )
 
     @field_validator("api_keys")
@@ -117,6 +174,30 @@ class AuthSettings(_Section):
         if any(not key.get_secret_value().strip() for key in keys):
             raise ValueError("an API key must not be empty")
         return keys
+
+
+class StateSettings(_Section):
+    """Where keys and usage are kept."""
+
+    url: SecretStr | None = Field(
+        None,
+        description="sqlite:///PATH, or postgresql://… to share keys, usage and limits between "
+        "replicas. Default: a SQLite file in the user's state folder.",
+    )
+    min_free_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Free space on the disk of a SQLite file below which the server is not ready.",
+    )
+
+
+class CacheSettings(_Section):
+    """Answers to deterministic requests, kept in memory."""
+
+    enabled: bool = Field(False, description="Answer identical greedy or seeded requests again.")
+    max_bytes: Count = Field(64 * 2**20, description="Memory for kept answers.")
+    max_age_s: Seconds = Field(3600, description="How long an answer is kept; 0: for good.")
+    shared: bool = Field(False, description="Share answers between keys.")
 
 
 class MetricsSettings(_Section):
@@ -148,6 +229,13 @@ class RuntimeSettings(_Section):
     max_restarts: int = Field(
         10, ge=0, description="Failed starts in a row after which the server gives up."
     )
+    stall_timeout_s: Seconds = Field(
+        60,
+        description="Requests run and the engine makes no step for this long: not ready; 0: off.",
+    )
+    stall_restart_s: Seconds = Field(
+        300, description="The same for this long: the engine is restarted; 0: never."
+    )
 
 
 class Settings(_Section):
@@ -160,6 +248,8 @@ class Settings(_Section):
     limits: LimitSettings = LimitSettings()
     admission: AdmissionSettings = AdmissionSettings()
     auth: AuthSettings = AuthSettings()
+    state: StateSettings = StateSettings()
+    cache: CacheSettings = CacheSettings()
     metrics: MetricsSettings = MetricsSettings()
     logging: LoggingSettings = LoggingSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -28,8 +28,8 @@ class Outcome(StrEnum):
     ``completed``: the whole answer was delivered. ``invalid``: refused because of what
     the client sent (4xx). ``rejected``: refused because of the server's state before any
     work was done (429, 503). ``failed``: the engine or the server broke. ``timeout``: a
-    deadline of the server passed. ``cancelled``: the server ended it on purpose
-    (shutdown). ``disconnected``: the client went away first.
+    deadline passed. ``cancelled``: it was ended on purpose (by ``DELETE
+    /v1/requests/{id}``, by a shutdown). ``disconnected``: the client went away first.
     """
 
     COMPLETED = "completed"
@@ -219,13 +219,17 @@ class Meter:
 class ModelInfo:
     """What a loaded engine serves. ``name`` is what the engine itself calls the model,
     ``source`` where it came from; ``tasks`` are ``generate``, ``embed`` and so on;
-    ``adapters`` the names of LoRA adapters that can be asked for."""
+    ``adapters`` the names of LoRA adapters that can be asked for; ``max_running`` how many
+    sequences the engine runs together; ``chars_per_token`` the longest token in
+    characters, by which a prompt is known to be too long before it is tokenized."""
 
     name: str
     source: str
     max_model_len: int
     tasks: frozenset[str]
     adapters: tuple[str, ...] = ()
+    max_running: int = 256
+    chars_per_token: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +241,40 @@ class Load:
     kv_cache_usage: float
 
 
+class Scope(StrEnum):
+    """What a key opens: generating text, reading metrics, running the server."""
+
+    INFER = "infer"
+    METRICS = "metrics"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one caller may use; ``None`` means no limit. Tokens are prompt and completion
+    tokens together, ``concurrency`` counts requests that wait or run, a day is a UTC day."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    tokens_per_day: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request. ``name`` is safe to show and to log; it is never the key."""
+    """Who sends a request. ``id`` is what usage is accounted under and ``name`` what
+    people call it; both are safe to show and to log, neither is the key.
 
+    ``models``: the names it may ask for (``None``: all). ``weight``: its share of a busy
+    engine against that of others.
+    """
+
+    id: str = "anonymous"
     name: str = "anonymous"
+    scopes: frozenset[Scope] = frozenset(Scope)
+    models: frozenset[str] | None = None
+    limits: Limits = Limits()
+    weight: float = 1.0
 
 
 ANONYMOUS = Caller()
