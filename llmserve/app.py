@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -18,16 +19,18 @@ from llmserve import __version__
 from llmserve.engine.factory import engine_maker
 from llmserve.engine.supervisor import MakeEngine, Status, Supervisor
 from llmserve.errors import InvalidRequest, LlmserveError, MethodNotAllowed, NotFound
-from llmserve.gateway.admission import Admission
-from llmserve.gateway.auth import Keys
+from llmserve.gateway.entry import Entry
 from llmserve.gateway.gateway import Gateway
 from llmserve.gateway.routing import Router
-from llmserve.http import health, native, openai
+from llmserve.http import health, native, openai, requests
 from llmserve.http.envelopes import error_response, protocol_of
 from llmserve.http.middleware import Accounting, Authentication, Failures, RequestId
+from llmserve.http.policies import Guide
 from llmserve.observability.metrics import Metrics
 from llmserve.services import Services
 from llmserve.settings import Settings
+from llmserve.state import Authenticator, UsageWriter, open_store, open_windows
+from llmserve.types import Outcome
 
 COUNTED_PATHS = ("/generate", "/generate/stream", *openai.PATHS)
 """Routes whose requests are accounted for."""
@@ -37,66 +40,91 @@ def build_services(
     settings: Settings,
     make_engine: MakeEngine | None = None,
     on_change: Callable[[Status], None] = lambda _: None,
+    *,
+    state_path: Path,
 ) -> Services:
-    """Wire the parts. ``make_engine`` replaces the engine the settings ask for."""
+    """Wire the parts. ``make_engine`` replaces the engine the settings ask for;
+    ``state_path`` is the SQLite file when the settings name no store. Raises
+    ``ConfigError`` when the store cannot be opened."""
+    store = open_store(settings.state, state_path)
+    windows = open_windows(settings.state, store)
     supervisor = Supervisor(make_engine or engine_maker(settings), settings.runtime, on_change)
-    gateway = Gateway(
-        supervisor,
-        Router(settings.model),
-        Admission(settings.admission.max_running or 256),
-        request_timeout=settings.server.request_timeout_s or None,
-    )
+    gateway = Gateway(settings, supervisor, Router(settings.model), windows)
     metrics = Metrics(engine=settings.runtime.engine)
     metrics.prepare(gateway.router.names[0], COUNTED_PATHS)
+    static = [key.get_secret_value() for key in settings.auth.api_keys]
     return Services(
         settings=settings,
         supervisor=supervisor,
         gateway=gateway,
-        keys=Keys([key.get_secret_value() for key in settings.auth.api_keys]),
+        store=store,
+        authenticator=Authenticator(store, static),
+        usage=UsageWriter(store),
+        windows=windows,
         metrics=metrics,
         started_at=int(time.time()),
     )
 
 
 def build_app(services: Services) -> FastAPI:
-    """The ASGI application. Its lifespan runs the engine."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(services.supervisor.run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-            await services.supervisor.aclose()
-
+    """The ASGI application. Its lifespan runs the engine and the keeping of state."""
     docs = services.settings.server.docs
     app = FastAPI(
         title="llmserve",
         version=__version__,
-        lifespan=lifespan,
-        middleware=_middleware(services),
+        lifespan=lambda _: _running(services),
+        middleware=_middleware(services, lambda: guide),
         openapi_url="/openapi.json" if docs else None,
         docs_url="/docs" if docs else None,
         redoc_url=None,
     )
     app.state.services = services
-    for router in (native.router, openai.build_router(), health.router):
+    for router in (native.router, openai.build_router(), requests.router, health.router):
         app.include_router(router)
+    guide = Guide(app.routes)
     app.add_exception_handler(LlmserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     return app
 
 
-def _middleware(services: Services) -> list[Middleware]:
+@contextlib.asynccontextmanager
+async def _running(services: Services) -> AsyncIterator[None]:
+    await services.windows.open()
+    tasks = [
+        asyncio.create_task(services.supervisor.run()),
+        asyncio.create_task(services.authenticator.keep_fresh()),
+        asyncio.create_task(services.usage.keep_writing()),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await services.supervisor.aclose()
+        await services.usage.aclose()
+        await services.windows.aclose()
+        await asyncio.to_thread(services.store.close)
+
+
+def _middleware(services: Services, guide: Callable[[], Guide]) -> list[Middleware]:
     """Outermost first."""
     counted = {path: path for path in COUNTED_PATHS}
+
+    def closed(entry: Entry) -> None:
+        services.metrics.closed(entry)
+        _account(services.usage, entry)
+
     stack = [
         Middleware(RequestId),
-        Middleware(Accounting, routes=counted, closed=services.metrics.closed),
+        Middleware(Accounting, routes=counted, closed=closed),
         Middleware(Failures),
-        Middleware(Authentication, keys=services.keys),
+        Middleware(
+            Authentication,
+            authenticator=services.authenticator,
+            settings=services.settings.auth,
+            guide=guide,
+        ),
     ]
     origins = services.settings.server.cors_origins
     if origins:
@@ -106,10 +134,17 @@ def _middleware(services: Services) -> list[Middleware]:
             allow_origins=list(origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", "x-cache"],
         )
         stack.insert(1, cors)
     return stack
+
+
+def _account(usage: UsageWriter, entry: Entry) -> None:
+    """What the caller used. The engine did nothing for an answer from the cache."""
+    outcome, meter = entry.outcome or Outcome.FAILED, entry.meter
+    used = (meter.prompt_tokens, meter.cached_tokens, meter.completion_tokens)
+    usage.add(entry.caller.id, entry.model, outcome, *((0, 0, 0) if entry.from_cache else used))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """The serving process: runs the application on an open socket, and ends it in good order.
 
-The first SIGTERM or SIGINT drains: readiness goes off, new work is refused, running
+The first SIGTERM or SIGINT drains: readiness goes off; after ``server.drain_grace_s``, in
+which load balancers notice, new work is refused; running
 requests finish within ``server.drain_timeout_s`` and what is left then ends with an error
 event. A second signal ends everything at once.
 """
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 from prometheus_client import disable_created_metrics
@@ -22,7 +25,7 @@ from sse_starlette.sse import AppStatus
 from llmserve.announce import announce
 from llmserve.app import build_app, build_services
 from llmserve.engine.supervisor import Status
-from llmserve.errors import ConfigError, Draining
+from llmserve.errors import ConfigError, Draining, LlmserveError
 from llmserve.services import Services
 from llmserve.settings import Settings
 from llmserve.types import Stage
@@ -38,8 +41,9 @@ _POLL_SECONDS = 0.02
 class Process:
     """One application around one listening socket."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, state_path: Path) -> None:
         self._settings = settings
+        self._state_path = state_path
         self._listener = listener
         self._services: Services | None = None
         self._drain: asyncio.Task[None] | None = None
@@ -47,13 +51,20 @@ class Process:
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit code, as ``server.run``."""
+        try:
+            self._services = build_services(
+                self._settings, on_change=self._on_change, state_path=self._state_path
+            )
+            check_exposure(self._settings, keys=self._services.authenticator.required)
+        except LlmserveError as error:
+            log.error("%s", error.message)
+            return 2 if isinstance(error, ConfigError) else 1
         # Creation times double the size of every scrape and no dashboard reads them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         # We end streams ourselves; sse-starlette would cut them when uvicorn stops.
         AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
         config = uvicorn.Config(
-            app=lambda: self._app(),
-            factory=True,
+            app=build_app(self._services),
             http="httptools",
             ws="none",
             lifespan="on",
@@ -66,20 +77,16 @@ class Process:
         runner = asyncio.Runner(loop_factory=config.get_loop_factory())
         with runner:
             runner.run(self._serve())
-        error = self._services.supervisor.error if self._services else None
-        if error is None:
+        failure = self._services.supervisor.error
+        if failure is None:
             return 0
-        log.error("%s", error.message)
-        return 2 if isinstance(error, ConfigError) else 1
-
-    def _app(self) -> object:
-        self._services = build_services(self._settings, on_change=self._on_change)
-        return build_app(self._services)
+        log.error("%s", failure.message)
+        return 2 if isinstance(failure, ConfigError) else 1
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self._on_signal, number)
         host, port = self._listener.getsockname()[:2]
         log.info("listening on http://%s:%d", host, port)
         await self._server.serve(sockets=[self._listener])
@@ -95,19 +102,25 @@ class Process:
         if status.stage is Stage.FAILED:
             self._server.should_exit = True
 
-    def _on_signal(self) -> None:
-        if self._drain is None and self._services is not None:
-            self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._drain is None:
+            # Whoever presses Ctrl-C is no load balancer that has to notice first.
+            grace = self._settings.server.drain_grace_s if number == signal.SIGTERM else 0
+            self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit(grace))
             return
         log.warning("second signal: ending at once")
         kill_children()
         os._exit(1)
 
-    async def _drain_and_exit(self) -> None:
+    async def _drain_and_exit(self, grace: float) -> None:
         assert self._services is not None
         gateway, limit = self._services.gateway, self._settings.server.drain_timeout_s
-        gateway.admission.draining = True
+        gateway.admission.leaving = True
         self._services.supervisor.stopping = True
+        if grace:
+            log.info("not ready any more; new requests are taken for another %g s", grace)
+            await asyncio.sleep(grace)
+        gateway.admission.draining = True
         log.info("draining: %d requests in flight", gateway.admission.in_flight)
         if not await self._idle_within(limit):
             gateway.stop_all(
@@ -124,6 +137,24 @@ class Process:
                 while admission.in_flight:  # noqa: ASYNC110  # rare, and short
                     await asyncio.sleep(_POLL_SECONDS)
         return not admission.in_flight
+
+
+def check_exposure(settings: Settings, *, keys: bool) -> None:
+    """Raises ``ConfigError`` when the server would be open to a network without keys."""
+    host = settings.server.host
+    if keys or settings.auth.allow_anonymous_network or _is_loopback(host):
+        return
+    raise ConfigError(
+        f"server.host is {host} and there is no API key: everybody who reaches this machine "
+        "could use the model. Make a key with 'llmserve keys create NAME', or set "
+        "auth.allow_anonymous_network to true."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 class _Server(uvicorn.Server):

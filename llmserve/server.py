@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from pathlib import Path
 
 from llmserve.early import answering
 from llmserve.observability.logging import configure_logging
@@ -18,8 +19,9 @@ log = logging.getLogger(__name__)
 _BACKLOG = 2048
 
 
-def run(settings: Settings) -> int:
-    """Serve until told to stop. Returns the exit code of the process: 0 after a shutdown
+def run(settings: Settings, state_path: Path) -> int:
+    """Serve until told to stop; keys and usage are kept in ``state_path`` when the settings
+    name no other place. Returns the exit code of the process: 0 after a shutdown
     in good order, 1 when the engine can never work or the port is taken, 2 for wrong
     settings."""
     configure_logging(settings.logging)
@@ -31,7 +33,7 @@ def run(settings: Settings) -> int:
         return 1
     with answering(listener):
         from llmserve.process import Process
-    return Process(settings, listener).run()
+    return Process(settings, listener, state_path).run()
 
 
 def _listen(host: str, port: int) -> socket.socket:

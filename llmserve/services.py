@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmserve.engine.supervisor import Supervisor
-from llmserve.gateway.auth import Keys
 from llmserve.gateway.gateway import Gateway
 from llmserve.observability.metrics import Metrics
 from llmserve.settings import Settings
+from llmserve.state import Authenticator, Store, UsageWriter, Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,9 @@ class Services:
     settings: Settings
     supervisor: Supervisor
     gateway: Gateway
-    keys: Keys
+    store: Store
+    authenticator: Authenticator
+    usage: UsageWriter
+    windows: Windows
     metrics: Metrics
     started_at: int

@@ -77,6 +77,11 @@ class ServerSettings(_Section):
     slow_reader_timeout_s: Seconds = Field(
         60, description="A stream whose client takes nothing for this long is ended; 0: never."
     )
+    drain_grace_s: Seconds = Field(
+        0,
+        description="After SIGTERM, time in which readiness is off and requests are still "
+        "taken, for load balancers to notice; then new ones get 503.",
+    )
     drain_timeout_s: Seconds = Field(
         30, description="Time that running requests get to finish after SIGTERM."
     )
@@ -136,6 +141,13 @@ class AdmissionSettings(_Section):
     )
     max_queued_prompt_tokens: Count = Field(
         4_000_000, description="Most prompt tokens that wait, estimated."
+    )
+    reserved_share: float = Field(
+        0.125,
+        ge=0,
+        le=0.9,
+        description="Part of the places, running and waiting, that one key "
+        "alone cannot take, so that the next key finds some.",
     )
     queue_timeout_s: Seconds = Field(
         60, description="Longest wait for a turn, then 504; 0: as long as the request may take."

@@ -9,7 +9,7 @@ appears here.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -64,6 +64,7 @@ class Stage(StrEnum):
     COMPILING = "compiling"
     WARMING = "warming"
     READY = "ready"
+    STALLED = "stalled"
     RESTARTING = "restarting"
     FAILED = "failed"
     STOPPED = "stopped"
@@ -128,7 +129,8 @@ class GenerateRequest:
     """One generation request in our own domain: exactly one of prompt and messages.
 
     ``adapter`` is the name of a LoRA adapter of the engine, or ``None`` for the base
-    model. ``priority``: lower is served earlier, 0 is normal.
+    model. ``priority``: lower is served earlier, 0 is normal. ``cache_salt`` keeps its
+    prefix cache apart from that of other salts.
     """
 
     id: str
@@ -137,6 +139,7 @@ class GenerateRequest:
     sampling: Sampling = Sampling()
     adapter: str | None = None
     priority: int = 0
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,18 @@ class Meter:
     last_token_at: float | None = None
     gap_counts: list[int] = field(default_factory=lambda: [0] * len(GAP_BUCKETS))
     gap_seconds: float = 0.0
+    live: Callable[[], int] | None = None
+    """Tokens generated and not counted yet, of a request that reports them at its end."""
+
+    @property
+    def tokens_so_far(self) -> int:
+        """Completion tokens, those that have not been reported yet included."""
+        return self.completion_tokens + (self.live() if self.live is not None else 0)
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
 
     def add_tokens(self, count: int, now: float) -> None:
         """``count`` tokens arrived together at ``now``; their gaps are equal shares of
@@ -275,6 +290,10 @@ class Caller:
     models: frozenset[str] | None = None
     limits: Limits = Limits()
     weight: float = 1.0
+
+    @property
+    def is_anonymous(self) -> bool:
+        return self.id == "anonymous"
 
 
 ANONYMOUS = Caller()

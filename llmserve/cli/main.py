@@ -18,11 +18,12 @@ from llmserve.cli.doctor import doctor
 from llmserve.cli.failure import CommandFailed
 from llmserve.cli.generate import generate
 from llmserve.cli.inspect import inspect
+from llmserve.cli.keys import keys
 from llmserve.cli.pull import pull
 from llmserve.cli.serve import serve
 from llmserve.errors import ConfigError, LlmserveError
 
-COMMANDS = (serve, chat, generate, pull, inspect, config, doctor)
+COMMANDS = (serve, chat, generate, keys, pull, inspect, config, doctor)
 
 
 class _InOrder(click.Group):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmserve.cli.options import takes_settings
+from llmserve.cli.state import default_state_path
 
 if TYPE_CHECKING:
     from llmserve.settings_load import Loaded
@@ -27,4 +28,4 @@ def serve(loaded: Loaded) -> int:
 
     for note in loaded.notes:
         click.echo(f"llmserve: {note}", err=True)
-    return run(loaded.settings)
+    return run(loaded.settings, default_state_path(click.get_current_context().obj))

@@ -1,42 +1,196 @@
 """How much work is taken on at once. A permit is taken before any header is sent and
-travels with the stream."""
+travels with the stream; past the bound the answer is no, at once, with an honest time to
+come back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import time
+from collections.abc import Callable
 
-from llmserve.errors import Draining, Overloaded
+from llmserve.errors import Draining, InvalidRequest, Overloaded, RateLimited
+from llmserve.gateway.drain_rate import DrainRate
+from llmserve.gateway.fairness import Lane, Lanes, Ticket
+from llmserve.settings import AdmissionSettings
+from llmserve.types import Caller, Meter
 
-_RETRY_SECONDS = 1.0
+_DRAINING_RETRY_SECONDS = 1.0
+
+
+class Permit:
+    """One request's place. ``granted`` is done when it may go to the engine; ``release``
+    gives the place back, whatever state it is in."""
+
+    __slots__ = ("_admission", "granted", "ticket")
+
+    def __init__(self, admission: Admission, ticket: Ticket) -> None:
+        self._admission = admission
+        self.ticket = ticket
+        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def release(self) -> None:
+        """Idempotent."""
+        self.granted.cancel()
+        self._admission.release(self)
 
 
 class Admission:
-    """Counts permits. Refuses at once when they are all taken, or when draining."""
+    """The bounds of one model: requests, and their prompt tokens, that run and that wait.
 
-    def __init__(self, max_running: int) -> None:
-        self._max_running = max_running
-        self.in_flight = 0
+    ``slots`` tells how many requests the engine can run together, for as long as the
+    settings do not say.
+    """
+
+    def __init__(
+        self,
+        settings: AdmissionSettings,
+        slots: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._clock = clock
+        self._lanes = Lanes()
+        self._permits: dict[Ticket, Permit] = {}
+        self._drain = DrainRate()
+        self.running = 0
+        self.waiting = 0
+        self.running_prompt_tokens = 0
+        self.waiting_prompt_tokens = 0
+        self.leaving = False
+        """The server is not ready any more, and still takes requests for a while."""
         self.draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run."""
+        return self.running + self.waiting
+
+    @property
+    def max_running(self) -> int:
+        """Most requests in the engine at once."""
+        return self._settings.max_running or self._slots()
 
     def check_open(self) -> None:
         """Raises ``Draining`` while the server shuts down."""
         if self.draining:
             raise Draining(
-                "The server is shutting down and takes no new requests.", retry_after=_RETRY_SECONDS
+                "The server is shutting down and takes no new requests.",
+                retry_after=_DRAINING_RETRY_SECONDS,
             )
 
-    @contextmanager
-    def permit(self) -> Iterator[None]:
-        """Hold a permit. Raises ``Draining`` or ``Overloaded``."""
+    def enter(self, caller: Caller, prompt_tokens: int, priority: float, meter: Meter) -> Permit:
+        """A permit, granted at once or waiting for its turn.
+
+        ``prompt_tokens`` is an estimate; ``priority`` is in seconds: a request of priority
+        5 waits as if it had come five seconds later, among those of its own caller.
+        Raises ``Draining``, ``Overloaded`` (the server is full), ``RateLimited`` (this
+        caller holds more than its share of a full server), ``InvalidRequest`` (it can
+        never fit).
+        """
         self.check_open()
-        if self.in_flight >= self._max_running:
-            raise Overloaded(
-                f"The server is at its limit of {self._max_running} concurrent requests.",
-                retry_after=_RETRY_SECONDS,
+        most = self._settings.max_running_prompt_tokens
+        if prompt_tokens > most:
+            raise InvalidRequest(
+                f"The prompt has about {prompt_tokens} tokens; this server takes on at most "
+                f"{most} prompt tokens at once (admission.max_running_prompt_tokens).",
+                code="context_length_exceeded",
             )
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
+        lane = self._lanes.of(caller)
+        ticket = Ticket(lane, prompt_tokens, self._clock() + priority, meter)
+        permit = Permit(self, ticket)
+        if not self.in_flight:
+            self._drain.begin(self._clock())
+        if not self.waiting and self._fits(ticket):
+            self._permits[ticket] = permit
+            self._start(ticket)
+            return permit
+        self._check_room(ticket)
+        self._permits[ticket] = permit
+        lane.push(ticket)
+        self.waiting += 1
+        self.waiting_prompt_tokens += prompt_tokens
+        self._dispatch()
+        return permit
+
+    def release(self, permit: Permit) -> None:
+        """The request has ended, or has given up waiting."""
+        ticket = permit.ticket
+        if self._permits.pop(ticket, None) is None:
+            return
+        if ticket.waiting:
+            self._stop_waiting(ticket)
+        else:
+            ticket.lane.charge((ticket,))
+            ticket.lane.running.discard(ticket)
+            self.running -= 1
+            self.running_prompt_tokens -= ticket.prompt_tokens
+            self._drain.ended(self._clock())
+        self._dispatch()
+        if not self.in_flight:
+            self._lanes.reset()
+
+    def _dispatch(self) -> None:
+        """Start whoever is next, as long as there is room."""
+        while self.waiting:
+            started = next((t for t in self._heads() if self._fits(t)), None)
+            if started is None:
+                return
+            self._stop_waiting(started)
+            self._start(started)
+
+    def _heads(self) -> list[Ticket]:
+        heads = (lane.head() for lane in self._lanes.in_turn())
+        return [ticket for ticket in heads if ticket is not None]
+
+    def _stop_waiting(self, ticket: Ticket) -> None:
+        ticket.lane.leave(ticket)
+        self.waiting -= 1
+        self.waiting_prompt_tokens -= ticket.prompt_tokens
+
+    def _start(self, ticket: Ticket) -> None:
+        self.running += 1
+        self.running_prompt_tokens += ticket.prompt_tokens
+        ticket.lane.running.add(ticket)
+        ticket.lane.charge((ticket,))
+        self._lanes.served(ticket.lane)
+        granted = self._permits[ticket].granted
+        if not granted.done():
+            granted.set_result(None)
+
+    def _fits(self, ticket: Ticket) -> bool:
+        free = self.max_running - self.running
+        tokens = self.running_prompt_tokens + ticket.prompt_tokens
+        return (
+            free > 0
+            and tokens <= self._settings.max_running_prompt_tokens
+            and self._within_share(ticket.lane, len(ticket.lane.running), free)
+        )
+
+    def _check_room(self, ticket: Ticket) -> None:
+        """Refuse what may not even wait."""
+        settings = self._settings
+        free = settings.max_queue - self.waiting
+        tokens = self.waiting_prompt_tokens + ticket.prompt_tokens
+        if free <= 0 or tokens > settings.max_queued_prompt_tokens:
+            raise Overloaded(
+                f"The server is full: {self.running} requests run and {self.waiting} wait.",
+                retry_after=self._retry_after(),
+            )
+        if not self._within_share(ticket.lane, ticket.lane.waiting, free):
+            raise RateLimited(
+                f"You have {ticket.lane.waiting} requests waiting, which is your share of a busy "
+                "server.",
+                retry_after=self._retry_after(),
+            )
+
+    def _within_share(self, lane: Lane, held: int, free: int) -> bool:
+        """The dynamic threshold. Without keys there is only one caller, and no share."""
+        if lane.caller.is_anonymous:
+            return True
+        reserved = self._settings.reserved_share
+        return held * reserved < free * (1 - reserved) * lane.caller.weight
+
+    def _retry_after(self) -> float:
+        return self._drain.retry_after(self.waiting, self._clock())

@@ -6,11 +6,13 @@ one outcome; whoever learns first how it ended says so.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
 from llmserve.errors import (
     Aborted,
+    Cancelled,
     ClientError,
     DeadlineExceeded,
     Draining,
@@ -28,16 +30,31 @@ not become labels."""
 @dataclass(slots=True)
 class Entry:
     """One request. ``started`` is ``time.monotonic()``; ``admitted`` tells a refusal from
-    a failure once the engine had the request."""
+    a failure once the engine had the request. ``headers`` go out with the response.
+    ``from_cache``: the engine did nothing for it, and its meter only says what the answer
+    is worth."""
 
     id: str
     route: str
     model: str = UNKNOWN_MODEL
     caller: Caller = ANONYMOUS
     admitted: bool = False
+    from_cache: bool = False
     meter: Meter = field(default_factory=Meter)
+    headers: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+    placed: asyncio.Future[None] | None = None
+    """Done once the request has its place; a stream sends no header before."""
     outcome: Outcome | None = None
+    error_code: str | None = None
+
+    def admit(self) -> None:
+        """The request has its place from now on."""
+        self.admitted = True
+        self.admitted_at = time.monotonic()
+        if self.placed is not None and not self.placed.done():
+            self.placed.set_result(None)
 
     def end(self, outcome: Outcome) -> None:
         """Say how the request ended. The first word counts."""
@@ -46,6 +63,8 @@ class Entry:
 
     def fail(self, error: BaseException) -> None:
         """End it by the error that ended it."""
+        if self.outcome is None:
+            self.error_code = getattr(error, "code", None)
         self.end(outcome_of(error, admitted=self.admitted))
 
 
@@ -55,6 +74,8 @@ def outcome_of(error: BaseException, *, admitted: bool) -> Outcome:
         return Outcome.TIMEOUT
     if isinstance(error, RateLimited):
         return Outcome.REJECTED
+    if isinstance(error, Cancelled):
+        return Outcome.CANCELLED
     if isinstance(error, ClientError | NotImplementedHere):
         return Outcome.INVALID
     if isinstance(error, Draining | Aborted) and admitted:

@@ -1,24 +1,32 @@
 """The policies of one request, in order, on one screen.
 
-    route → admit → engine → account
+    route → limit → (cache) → admit → engine → account
 
-Authentication comes before (``http.middleware``: it covers every path, not only these).
+Authentication comes before (``http.middleware``: it covers every path, not only these);
+the account is closed there too, after the last byte.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+import hashlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from llmserve.engine.protocol import Context, Event, Json
 from llmserve.engine.supervisor import Supervisor
-from llmserve.errors import InternalError, LlmserveError
+from llmserve.errors import DeadlineExceeded, InternalError, InvalidRequest, LlmserveError
 from llmserve.gateway.admission import Admission
+from llmserve.gateway.answers import Answers
 from llmserve.gateway.deadline import Deadline
+from llmserve.gateway.demand import Demand
 from llmserve.gateway.entry import Entry
 from llmserve.gateway.routing import Router, Target
+from llmserve.gateway.running import Running
+from llmserve.settings import Settings
+from llmserve.state import BudgetSpent, Grant, LimitReached, Windows, ratelimit_headers
 from llmserve.types import Chunk, GenerateRequest, Operation, Outcome
 
 
@@ -26,81 +34,166 @@ class Gateway:
     """All requests that reach an engine pass here."""
 
     def __init__(
-        self,
-        supervisor: Supervisor,
-        router: Router,
-        admission: Admission,
-        *,
-        request_timeout: float | None,
+        self, settings: Settings, supervisor: Supervisor, router: Router, windows: Windows
     ) -> None:
         self.supervisor = supervisor
         self.router = router
-        self.admission = admission
-        self._timeout = request_timeout
-        self._running: set[Deadline] = set()
+        self.admission = Admission(settings.admission, slots=lambda: self._slots)
+        self.running = Running()
+        self.answers = Answers(settings.cache)
+        self._windows = windows
+        self._settings = settings
+        self._slots = 1
 
     def route(self, entry: Entry, name: str | None, base_url: str) -> Target:
         """What serves the requested name. Raises ``Draining``, ``NotReady``,
-        ``ModelNotFound``."""
+        ``ModelNotFound``, ``Forbidden``."""
         self.admission.check_open()
-        target = self.router.route(name, base_url, self.supervisor.engine())
+        engine = self.supervisor.engine()
+        self._slots = engine.info.max_running
+        target = self.router.route(name, base_url, engine, entry.caller)
         entry.model = target.model
         return target
 
     async def generate(
-        self, entry: Entry, target: Target, request: GenerateRequest
+        self, entry: Entry, target: Target, request: GenerateRequest, demand: Demand
     ) -> AsyncGenerator[Chunk, None]:
         """The chunks of one request. Its permit is released when the iterator ends or is
         closed, and ``entry`` learns how it ended."""
-        with self._admit(entry) as deadline:
-            engine = self.supervisor.engine()
-            chunks = engine.generate(replace(request, adapter=target.adapter), entry.meter)
-            async for chunk in deadline.guard(chunks):
-                yield chunk
+        ours = replace(
+            request, adapter=target.adapter, priority=0, cache_salt=self._cache_salt(entry)
+        )
 
-    async def openai(self, entry: Entry, target: Target, operation: Operation, body: Json) -> Json:
+        async def chunks(deadline: Deadline) -> AsyncGenerator[Chunk, None]:
+            async with self._admitted(entry, demand, deadline):
+                engine = self.supervisor.engine()
+                async for chunk in deadline.guard(engine.generate(ours, entry.meter)):
+                    yield chunk
+
+        async with self._limited(entry, demand) as deadline:
+            key = self.answers.native_key(entry, target, ours)
+            stream = self.answers.stream(key, entry, deadline, lambda: chunks(deadline))
+            async with aclosing(stream):
+                async for chunk in stream:
+                    yield chunk
+
+    async def openai(
+        self, entry: Entry, target: Target, operation: Operation, body: Json, demand: Demand
+    ) -> Json:
         """The reply to a request that asks for no stream."""
-        with self._admit(entry) as deadline:
-            reply = await deadline.wait(self._ask(entry, target, operation, body))
-            if not isinstance(reply, dict):
-                raise InternalError()
-            return reply
+
+        async def reply(deadline: Deadline) -> AsyncGenerator[Json, None]:
+            async with self._admitted(entry, demand, deadline):
+                answer = await deadline.wait(self._ask(entry, target, operation, body))
+                if not isinstance(answer, dict):
+                    raise InternalError()
+                yield answer
+
+        async with self._limited(entry, demand) as deadline:
+            key = self.answers.openai_key(entry, target, operation, body)
+            stream = self.answers.stream(key, entry, deadline, lambda: reply(deadline))
+            # To its very end: only then is the answer kept.
+            (answer,) = [item async for item in stream]
+            return answer
 
     async def openai_stream(
-        self, entry: Entry, target: Target, operation: Operation, body: Json
+        self, entry: Entry, target: Target, operation: Operation, body: Json, demand: Demand
     ) -> AsyncGenerator[Event, None]:
         """The events of a request that asks for a stream. As ``generate``."""
-        with self._admit(entry) as deadline:
-            events = await deadline.wait(self._ask(entry, target, operation, body))
-            if isinstance(events, dict):
-                raise InternalError()
-            async for event in deadline.guard(events):
-                yield event
 
-    def stop_all(self, error: Callable[[], LlmserveError]) -> None:
-        """End every running request with an error of its own."""
-        for deadline in tuple(self._running):
-            deadline.stop(error())
+        async def events(deadline: Deadline) -> AsyncGenerator[Event, None]:
+            async with self._admitted(entry, demand, deadline):
+                answer = await deadline.wait(self._ask(entry, target, operation, body))
+                if isinstance(answer, dict):
+                    raise InternalError()
+                async for event in deadline.guard(answer):
+                    yield event
+
+        async with self._limited(entry, demand) as deadline:
+            key = self.answers.openai_key(entry, target, operation, body)
+            stream = self.answers.stream(key, entry, deadline, lambda: events(deadline))
+            async with aclosing(stream):
+                async for event in stream:
+                    yield event
 
     async def _ask(
         self, entry: Entry, target: Target, operation: Operation, body: Json
     ) -> Json | AsyncGenerator[Event, None]:
-        context = Context(entry.id, target.model, target.adapter)
+        context = Context(entry.id, target.model, target.adapter, self._cache_salt(entry))
         return await self.supervisor.engine().openai(operation, body, context, entry.meter)
 
+    @asynccontextmanager
+    async def _limited(self, entry: Entry, demand: Demand) -> AsyncIterator[Deadline]:
+        """Within the caller's limits, in the list of requests, under its deadline."""
+        with self._ending(entry):
+            deadline = Deadline(self._seconds_left(entry, demand))
+            with self.running.track(entry, deadline):
+                grant = await self._take(entry, demand)
+                try:
+                    yield deadline
+                finally:
+                    used = 0 if entry.from_cache else entry.meter.total_tokens
+                    self._windows.settle(grant, used)
+
+    async def _take(self, entry: Entry, demand: Demand) -> Grant:
+        try:
+            grant = await self._windows.take(entry.caller, demand.tokens)
+        except (LimitReached, BudgetSpent) as refusal:
+            entry.headers |= ratelimit_headers(refusal)
+            raise
+        entry.headers |= ratelimit_headers(grant)
+        return grant
+
+    @asynccontextmanager
+    async def _admitted(
+        self, entry: Entry, demand: Demand, deadline: Deadline
+    ) -> AsyncIterator[None]:
+        """With a permit, which is taken before any header goes out."""
+        permit = self.admission.enter(
+            entry.caller, demand.prompt_tokens, demand.priority, entry.meter
+        )
+        try:
+            limit = self._settings.admission.queue_timeout_s or None
+            await deadline.wait_for_turn(permit.granted, limit)
+            self.supervisor.engine()  # It may have died meanwhile; that is no failure of ours.
+            entry.admit()
+            deadline.tighten(
+                self._settings.server.generation_timeout_s or None,
+                DeadlineExceeded,
+                "The request was in the engine for longer than the limit of",
+            )
+            yield
+        finally:
+            permit.release()
+
     @contextmanager
-    def _admit(self, entry: Entry) -> Iterator[Deadline]:
-        with self.admission.permit():
-            deadline = Deadline(self._timeout)
-            self._running.add(deadline)
-            entry.admitted = True
-            try:
-                yield deadline
-            except (asyncio.CancelledError, GeneratorExit):
-                entry.end(Outcome.DISCONNECTED)
-                raise
-            except BaseException as error:
-                entry.fail(error)
-                raise
-            finally:
-                self._running.discard(deadline)
+    def _ending(self, entry: Entry) -> Iterator[None]:
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            entry.end(Outcome.DISCONNECTED)
+            raise
+        except BaseException as error:
+            entry.fail(error)
+            raise
+
+    def _seconds_left(self, entry: Entry, demand: Demand) -> float | None:
+        most = self._settings.server.request_timeout_s or None
+        wanted = demand.timeout_s
+        if wanted is not None and most is not None and wanted > most:
+            raise InvalidRequest(
+                f"timeout_s is {wanted:g}; at most {most:g} seconds are allowed.",
+                param="timeout_s",
+            )
+        limit = most if wanted is None else wanted
+        return None if limit is None else max(0.0, limit - (time.monotonic() - entry.started))
+
+    def _cache_salt(self, entry: Entry) -> str | None:
+        """What keeps the prefix cache of this caller apart from those of others."""
+        if not self._settings.auth.salt_prefix_cache:
+            return None
+        return hashlib.sha256(entry.caller.id.encode()).hexdigest()
+
+    def stop_all(self, error: Callable[[], LlmserveError]) -> None:
+        """End every running request with an error of its own."""
+        self.running.stop_all(error)

@@ -24,6 +24,7 @@ async def read_json(request: Request, limits: LimitSettings, timeout_s: float) -
     ``RequestTimeout``, ``InvalidRequest``."""
     _check_type(request)
     body = await _read(request, limits.max_body_bytes, timeout_s)
+    request.state.body_bytes = len(body)
     if len(body) > _LARGE:
         return await asyncio.to_thread(decode_object, body, limits.max_json_depth)
     return decode_object(body, limits.max_json_depth)

@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from llmserve.gateway.entry import Entry
 from llmserve.services import Services
+from llmserve.types import ANONYMOUS, Caller
 
 
 def services(request: Request) -> Services:
@@ -18,6 +19,11 @@ def services(request: Request) -> Services:
 def entry(request: Request) -> Entry:
     """The account of this request, opened by ``middleware.Accounting``."""
     return cast(Entry, request.state.entry)
+
+
+def caller(request: Request) -> Caller:
+    """Who sends this request."""
+    return cast(Caller, getattr(request.state, "caller", ANONYMOUS))
 
 
 def base_url(request: Request) -> str:

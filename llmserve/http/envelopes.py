@@ -32,6 +32,9 @@ _ANTHROPIC_TYPES = {
 }
 
 
+_MAX_RETRY_SECONDS = 60.0
+
+
 def protocol_of(path: str) -> Protocol:
     """The protocol of a path; everything that is not Anthropic's speaks OpenAI's."""
     return Protocol.ANTHROPIC if path.startswith("/v1/messages") else Protocol.OPENAI
@@ -63,7 +66,14 @@ def error_response(error: LlmserveError, protocol: Protocol, request_id: str = "
     """The response that tells a client of an error."""
     headers = {}
     if error.retry_after is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        # Beyond a minute the SDKs ignore it and come back much too soon. They read the finer
+        # one; whole seconds are for everybody else.
+        most = math.inf if error.retryable is False else _MAX_RETRY_SECONDS
+        seconds = min(error.retry_after, most)
+        headers["retry-after"] = str(max(1, math.ceil(seconds)))
+        headers["retry-after-ms"] = str(math.ceil(seconds * 1000))
+    if error.retryable is not None:
+        headers["x-should-retry"] = "true" if error.retryable else "false"
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = 'Bearer realm="llmserve"'
     return json_response(

@@ -69,8 +69,13 @@ async def metrics(request: Request) -> Response:
         model=wired.gateway.router.names[0],
         ready=_ready(wired),
         draining=wired.gateway.admission.draining,
-        in_flight=wired.gateway.admission.in_flight,
+        running=wired.gateway.admission.running,
+        waiting=wired.gateway.admission.waiting,
+        waiting_prompt_tokens=wired.gateway.admission.waiting_prompt_tokens,
         restarts=wired.supervisor.status.restarts,
+        cache_hits=wired.gateway.answers.cache.hits,
+        cache_misses=wired.gateway.answers.cache.misses,
+        cache_bytes=wired.gateway.answers.cache.bytes,
     )
     text = await run_in_threadpool(wired.metrics.render, state)
     return Response(text, headers={"content-type": _CONTENT_TYPE})

@@ -1,6 +1,6 @@
 """Pure ASGI middleware: what every request passes, whatever its route.
 
-RequestId → Accounting → Failures → Authentication → routes
+RequestId → (CORS) → Accounting → Failures → Authentication → routes
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from urllib.parse import parse_qsl, urlencode
 
 from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.errors import InternalError, Unauthenticated
-from llmserve.gateway.auth import Keys
+from llmserve.errors import Forbidden, InternalError, LlmserveError, Unauthenticated
 from llmserve.gateway.entry import Entry, outcome_of_status
 from llmserve.http.envelopes import error_response, protocol_of
+from llmserve.http.policies import Guide, Policy
 from llmserve.http.streaming import ClientGone
-from llmserve.types import Outcome
+from llmserve.settings import AuthSettings
+from llmserve.state.authenticator import Authenticator
+from llmserve.types import Caller, Outcome
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("llmserve.access")
-
-OPEN_PATHS = frozenset({"/livez", "/health", "/readyz", "/ready", "/healthz"})
-"""Paths that need no key: a probe has none to give."""
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
 _SECURITY_HEADERS = {"x-content-type-options": "nosniff"}
@@ -82,6 +82,7 @@ class Accounting:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message).update(entry.headers)
             elif not message.get("more_body", False):
                 complete = True
             await send(message)
@@ -97,27 +98,62 @@ class Accounting:
 
 
 class Authentication:
-    """Denies every path that is not open, unless the request carries a valid key."""
+    """Denies every path that its policy does not open, unless the request carries a key
+    that opens it."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        authenticator: Authenticator,
+        settings: AuthSettings,
+        guide: Callable[[], Guide],
+    ) -> None:
         self.app = app
-        self._keys = keys
+        self._authenticator = authenticator
+        self._settings = settings
+        self._guide = guide
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        try:
-            caller = self._keys.authenticate(headers.get("authorization"), headers.get("x-api-key"))
-        except Unauthenticated as error:
-            response = error_response(error, protocol_of(scope["path"]), _request_id(scope))
-            await response(scope, receive, send)
-            return
-        entry = scope.get("state", {}).get("entry")
-        if entry is not None:
-            entry.caller = caller
+        query_key = self._take_query_key(scope) if self._settings.allow_query_key else None
+        policy = self._guide().policy(scope["path"])
+        if not policy.opened(self._settings):
+            try:
+                caller = self._authenticate(Headers(scope=scope), query_key, policy)
+            except (Unauthenticated, Forbidden) as error:
+                _fail(scope, error)
+                response = error_response(error, protocol_of(scope["path"]), _request_id(scope))
+                await response(scope, receive, send)
+                return
+            scope["state"]["caller"] = caller
+            entry = scope["state"].get("entry")
+            if entry is not None:
+                entry.caller = caller
         await self.app(scope, receive, send)
+
+    def _authenticate(self, headers: Headers, query_key: str | None, policy: Policy) -> Caller:
+        caller = self._authenticator.authenticate(
+            headers.get("authorization"), headers.get("x-api-key"), query_key
+        )
+        if policy.scopes and policy.scopes.isdisjoint(caller.scopes):
+            needed = " or ".join(sorted(scope.value for scope in policy.scopes))
+            raise Forbidden(f"This API key lacks the scope that this route needs: {needed}.")
+        return caller
+
+    @staticmethod
+    def _take_query_key(scope: Scope) -> str | None:
+        """The key in the query string, which is taken out: nothing behind may log it."""
+        pairs: list[tuple[str, str]] = parse_qsl(
+            scope["query_string"].decode("latin-1"), keep_blank_values=True
+        )
+        rest = [pair for pair in pairs if pair[0] != "api_key"]
+        if len(rest) == len(pairs):
+            return None
+        scope["query_string"] = urlencode(rest).encode("latin-1")
+        return next(value for name, value in pairs if name == "api_key")
 
 
 class Failures:
@@ -159,6 +195,12 @@ def _end(scope: Scope, outcome: Outcome) -> None:
     entry = scope["state"].get("entry")
     if entry is not None:
         entry.end(outcome)
+
+
+def _fail(scope: Scope, error: LlmserveError) -> None:
+    entry = scope["state"].get("entry")
+    if entry is not None:
+        entry.fail(error)
 
 
 def _request_id(scope: Scope) -> str:

@@ -15,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.errors import LlmserveError
+from llmserve.gateway.demand import Demand
 from llmserve.gateway.entry import Entry
 from llmserve.gateway.routing import Target
 from llmserve.http.body import read_json
 from llmserve.http.context import base_url, entry, services
+from llmserve.http.control import demand_of
 from llmserve.http.envelopes import Protocol, error_body, json_response
 from llmserve.http.native_schema import GenerateBody, parse
 from llmserve.http.streaming import stream_response, until_disconnect
@@ -36,24 +38,24 @@ _SCHEMA = {
 
 @router.post("/generate", openapi_extra=_SCHEMA, summary="Generate text; reply as JSON")
 async def generate(request: Request) -> Response:
-    parsed, target = await _accept(request)
-    work = _collect(request, parsed, target)
+    work = _collect(request, *await _accept(request))
     return json_response(await until_disconnect(request, work))
 
 
 @router.post("/generate/stream", openapi_extra=_SCHEMA, summary="Generate text as a stream")
 async def generate_stream(request: Request) -> Response:
-    parsed, target = await _accept(request)
-    frames = _frames(request, parsed, target)
-    return await stream_response(frames, _error_event, services(request).settings.server)
+    frames = _frames(request, *await _accept(request))
+    settings = services(request).settings.server
+    return await stream_response(request, frames, _error_event, entry(request), settings)
 
 
-async def _accept(request: Request) -> tuple[GenerateRequest, Target]:
+async def _accept(request: Request) -> tuple[GenerateRequest, Target, Demand]:
     wired, account = services(request), entry(request)
     settings = wired.settings
     body = await read_json(request, settings.limits, settings.server.body_timeout_s)
     parsed = parse(body, settings.limits, account.id)
-    return parsed, wired.gateway.route(account, body.get("model"), base_url(request))
+    target = wired.gateway.route(account, body.get("model"), base_url(request))
+    return parsed, target, demand_of(request, body, wired.supervisor.engine())
 
 
 @dataclass(slots=True)
@@ -73,10 +75,12 @@ class _Choice:
             self.stop_reason = chunk.stop_reason
 
 
-async def _collect(request: Request, parsed: GenerateRequest, target: Target) -> dict[str, Any]:
+async def _collect(
+    request: Request, parsed: GenerateRequest, target: Target, demand: Demand
+) -> dict[str, Any]:
     choices = [_Choice() for _ in range(parsed.sampling.n)]
-    account = entry(request)
-    async with aclosing(services(request).gateway.generate(account, target, parsed)) as chunks:
+    account, gateway = entry(request), services(request).gateway
+    async with aclosing(gateway.generate(account, target, parsed, demand)) as chunks:
         async for chunk in chunks:
             choices[chunk.index].add(chunk)
     wants_logprobs = parsed.sampling.logprobs is not None
@@ -89,13 +93,13 @@ async def _collect(request: Request, parsed: GenerateRequest, target: Target) ->
 
 
 async def _frames(
-    request: Request, parsed: GenerateRequest, target: Target
+    request: Request, parsed: GenerateRequest, target: Target, demand: Demand
 ) -> AsyncGenerator[ServerSentEvent, None]:
     """``token`` events, then one ``done``. Ids count from 0."""
-    account = entry(request)
+    account, gateway = entry(request), services(request).gateway
     ends: list[dict[str, Any]] = [{} for _ in range(parsed.sampling.n)]
     number = 0
-    async with aclosing(services(request).gateway.generate(account, target, parsed)) as chunks:
+    async with aclosing(gateway.generate(account, target, parsed, demand)) as chunks:
         async for chunk in chunks:
             yield _event("token", _chunk_json(chunk), number)
             number += 1

@@ -11,9 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.errors import LlmserveError, ModelNotFound
+from llmserve.gateway.demand import Demand
 from llmserve.gateway.routing import Target
 from llmserve.http.body import read_json
-from llmserve.http.context import base_url, entry, services
+from llmserve.http.context import base_url, caller, entry, services
+from llmserve.http.control import demand_of
 from llmserve.http.envelopes import error_event, json_response, sse
 from llmserve.http.openai_fields import check_fields
 from llmserve.http.streaming import stream_response, until_disconnect
@@ -68,19 +70,23 @@ def _handler(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         body = await read_json(request, settings.limits, settings.server.body_timeout_s)
         check_fields(operation, body, settings.limits)
         target = wired.gateway.route(account, body.get("model"), base_url(request))
+        demand = demand_of(request, body, wired.supervisor.engine())
         if body.get("stream"):
-            frames = _frames(request, target, operation, body)
-            return await stream_response(frames, _on_error(operation), settings.server)
-        work = wired.gateway.openai(account, target, operation, body)
+            frames = _frames(request, target, operation, body, demand)
+            return await stream_response(
+                request, frames, _on_error(operation), account, settings.server
+            )
+        work = wired.gateway.openai(account, target, operation, body, demand)
         return json_response(await until_disconnect(request, work))
 
     return handle
 
 
 async def _frames(
-    request: Request, target: Target, operation: Operation, body: dict[str, Any]
+    request: Request, target: Target, operation: Operation, body: dict[str, Any], demand: Demand
 ) -> AsyncGenerator[bytes, None]:
-    stream = services(request).gateway.openai_stream(entry(request), target, operation, body)
+    gateway = services(request).gateway
+    stream = gateway.openai_stream(entry(request), target, operation, body, demand)
     async with aclosing(stream) as events:
         async for event in events:
             yield sse(event.data, event.event)
@@ -108,12 +114,12 @@ async def retrieve_model(request: Request, model: str) -> Response:
 def _models(request: Request) -> dict[str, dict[str, Any]]:
     wired = services(request)
     engine = wired.supervisor.engine()
-    info, names = engine.info, wired.gateway.router.all_names(engine)
+    info, names = engine.info, wired.gateway.router.all_names(engine, caller(request))
     base = {
         "object": "model",
         "created": wired.started_at,
         "owned_by": "llmserve",
         "max_model_len": info.max_model_len,
     }
-    parents = {name: {"parent": names[0]} for name in info.adapters}
+    parents = {name: {"parent": wired.gateway.router.names[0]} for name in info.adapters}
     return {name: {"id": name, **base, **parents.get(name, {})} for name in names}

@@ -18,11 +18,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.errors import InternalError, LlmserveError
+from llmserve.gateway.entry import Entry
 from llmserve.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_QUICK = 0.05
+"""A request that has its place this soon is not worth a watcher of its connection."""
 
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -32,22 +36,28 @@ class ClientGone(Exception):
 
 
 async def stream_response(
+    request: Request,
     frames: AsyncGenerator[Any, None],
     on_error: Callable[[LlmserveError], Any],
+    account: Entry,
     settings: ServerSettings,
 ) -> Response:
     """A response that sends ``frames`` (bytes, or ``ServerSentEvent``).
 
-    Raises what ``frames`` raises within ``first_chunk_wait_s``; later errors go through
-    ``on_error`` and end the stream.
+    No header goes out before the request has its place, however long it waits for that.
+    Raises what ``frames`` raises until ``first_chunk_wait_s`` after; later errors go
+    through ``on_error`` and end the stream.
     """
+    placed = account.placed = asyncio.get_running_loop().create_future()
     first = asyncio.ensure_future(anext(frames, None))
     try:
+        await _either(request, first, placed)
         await asyncio.wait({first}, timeout=settings.first_chunk_wait_s)
         if first.done():
             first.result()
     except BaseException:
         first.cancel()
+        await asyncio.wait({first})
         await frames.aclose()
         raise
     return EventSourceResponse(
@@ -58,6 +68,23 @@ async def stream_response(
         send_timeout=settings.slow_reader_timeout_s or None,
         sep="\n",
     )
+
+
+async def _either(
+    request: Request, first: asyncio.Future[Any], placed: asyncio.Future[None]
+) -> None:
+    """Wait for the first frame or for the place, whichever comes first. Raises
+    ``ClientGone`` when the client does not wait as long."""
+    await asyncio.wait({first, placed}, timeout=_QUICK, return_when=asyncio.FIRST_COMPLETED)
+    if first.done() or placed.done():
+        return
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({first, placed, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done() and not placed.done():
+            raise ClientGone
+    finally:
+        gone.cancel()
 
 
 async def _body(

@@ -34,8 +34,13 @@ class State:
     model: str
     ready: bool
     draining: bool
-    in_flight: int
+    running: int
+    waiting: int
+    waiting_prompt_tokens: int
     restarts: int
+    cache_hits: int
+    cache_misses: int
+    cache_bytes: int
 
 
 class TokenGaps(Collector):
@@ -107,22 +112,20 @@ class Metrics:
         )
         self._gaps = TokenGaps()
         self.registry.register(self._gaps)
-        self._in_flight = Gauge(
-            "llmserve_requests_in_flight",
-            "Requests that hold a permit.",
+        self._queue = Histogram(
+            "llmserve_queue_seconds",
+            "Time that requests which got a place had to wait for it, arrival included.",
             by_model,
+            buckets=_SECONDS,
             registry=registry,
         )
-        self._ready = Gauge("llmserve_ready", "1 while readiness holds.", registry=registry)
-        self._draining = Gauge(
-            "llmserve_draining", "1 while the server is shutting down.", registry=registry
-        )
-        self._restarts = Counter(
-            "llmserve_engine_restarts",
-            "How often a running engine has died.",
+        self._refused = Counter(
+            "llmserve_refused_requests",
+            "Requests that were sent away before any work was done, by the error code.",
+            ("route", "code"),
             registry=registry,
         )
-        self._seen_restarts = 0
+        self._now = _Now(registry)
         Gauge("llmserve_build_info", "Always 1.", ("version", "engine"), registry=registry).labels(
             __version__, engine
         ).set(1)
@@ -140,8 +143,12 @@ class Metrics:
         outcome = entry.outcome or Outcome.FAILED
         meter, model = entry.meter, entry.model
         self._requests.labels(entry.route, model, outcome.value).inc()
+        if outcome is Outcome.REJECTED:
+            self._refused.labels(entry.route, entry.error_code or "unknown").inc()
         self._duration.labels(entry.route, model).observe(time.monotonic() - entry.started)
-        if model == UNKNOWN_MODEL:
+        if entry.admitted_at is not None:
+            self._queue.labels(model).observe(entry.admitted_at - entry.started)
+        if model == UNKNOWN_MODEL or entry.from_cache:
             return
         self._prompt.labels(model).inc(meter.prompt_tokens)
         self._cached.labels(model).inc(meter.cached_tokens)
@@ -152,9 +159,50 @@ class Metrics:
 
     def render(self, state: State) -> bytes:
         """The text exposition of our series and vLLM's."""
+        self._now.show(state)
+        return generate_latest(self.registry) + generate_latest(REGISTRY)
+
+
+class _Now:
+    """The series that are read off the server at each scrape."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(name, meaning, labels, registry=registry)
+
+        def counter(name: str, meaning: str) -> Counter:
+            return Counter(name, meaning, registry=registry)
+
+        self._in_flight = gauge(
+            "llmserve_requests_in_flight", "Requests that run or wait for their turn.", "model"
+        )
+        self._waiting = gauge(
+            "llmserve_requests_waiting", "Requests that wait for their turn.", "model"
+        )
+        self._waiting_tokens = gauge(
+            "llmserve_waiting_prompt_tokens", "Their prompt tokens, estimated.", "model"
+        )
+        self._ready = gauge("llmserve_ready", "1 while readiness holds.")
+        self._draining = gauge("llmserve_draining", "1 while the server is shutting down.")
+        self._cache_bytes = gauge("llmserve_cache_bytes", "Memory of kept answers.")
+        self._restarts = counter("llmserve_engine_restarts", "How often a running engine has died.")
+        self._hits = counter("llmserve_cache_hits", "Requests answered from kept answers.")
+        self._misses = counter("llmserve_cache_misses", "Cacheable requests that were not.")
+        self._seen = {self._restarts: 0, self._hits: 0, self._misses: 0}
+
+    def show(self, state: State) -> None:
+        """Set the gauges, and bring the counters up to what the server has counted."""
+        self._in_flight.labels(state.model).set(state.running + state.waiting)
+        self._waiting.labels(state.model).set(state.waiting)
+        self._waiting_tokens.labels(state.model).set(state.waiting_prompt_tokens)
         self._ready.set(state.ready)
         self._draining.set(state.draining)
-        self._in_flight.labels(state.model).set(state.in_flight)
-        self._restarts.inc(state.restarts - self._seen_restarts)
-        self._seen_restarts = state.restarts
-        return generate_latest(self.registry) + generate_latest(REGISTRY)
+        self._cache_bytes.set(state.cache_bytes)
+        counted = (
+            (self._restarts, state.restarts),
+            (self._hits, state.cache_hits),
+            (self._misses, state.cache_misses),
+        )
+        for counter, value in counted:
+            counter.inc(value - self._seen[counter])
+            self._seen[counter] = value

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from llmserve.app import build_app, build_services
 from llmserve.engine.fake import FakeEngine, Script
 from llmserve.engine.protocol import Engine, Report
 from llmserve.services import Services
 from llmserve.settings import Settings
+from llmserve.state.protocol import ApiKey
+from llmserve.state.secrets import digest, new_key
 
 Nested = dict[str, Any]
 
@@ -23,9 +29,10 @@ Nested = dict[str, Any]
 class App(httpx.Client):
     """A running application and a client for it."""
 
-    def __init__(self, services: Services, loop: asyncio.AbstractEventLoop, port: int) -> None:
+    def __init__(self, asgi: FastAPI, loop: asyncio.AbstractEventLoop, port: int) -> None:
         super().__init__(base_url=f"http://127.0.0.1:{port}", timeout=20)
-        self.services = services
+        self.asgi = asgi
+        self.services: Services = asgi.state.services
         self.loop = loop
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -37,6 +44,16 @@ class App(httpx.Client):
             return function(*args)
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+    def key(self, name: str = "somebody", **fields: Any) -> str:
+        """A new API key, known to the application; ``fields`` are those of ``ApiKey``."""
+        secret = new_key()
+        key = ApiKey(
+            id=f"id-{name}", name=name, prefix=secret[:8], created_at=time.time(), **fields
+        )
+        self.services.store.create_key(key, digest(secret))
+        self.services.authenticator.refresh()
+        return secret
 
     def sample(self, name: str, **labels: str) -> float:
         """A metric as /metrics shows it, summed over the series with these labels."""
@@ -65,16 +82,25 @@ class App(httpx.Client):
 @contextmanager
 def running(script: Script = Script(), *, ready: bool = True, **sections: Nested) -> Iterator[App]:  # noqa: B008  # frozen
     """Run the application; ``sections`` are settings, as ``server={"keep_alive_s": 1}``."""
+    with tempfile.TemporaryDirectory() as folder:
+        with _running(script, Path(folder) / "state.db", ready=ready, sections=sections) as app:
+            yield app
+
+
+@contextmanager
+def _running(
+    script: Script, state: Path, *, ready: bool, sections: dict[str, Nested]
+) -> Iterator[App]:
+    sections.setdefault("auth", {"open_metrics": True})
     sections.setdefault("runtime", {"engine": "fake", "restart_first_s": 0.01})
     settings = Settings.model_validate(sections)
 
     async def make(_: Report) -> Engine:
         return FakeEngine(script)
 
-    services = build_services(settings, make)
-    config = uvicorn.Config(
-        build_app(services), port=0, log_config=None, http="httptools", ws="none"
-    )
+    services = build_services(settings, make, state_path=state)
+    asgi = build_app(services)
+    config = uvicorn.Config(asgi, port=0, log_config=None, access_log=False, http="httptools", ws="none")
     server = uvicorn.Server(config)
     started: list[asyncio.AbstractEventLoop] = []
 
@@ -87,7 +113,7 @@ def running(script: Script = Script(), *, ready: bool = True, **sections: Nested
     try:
         _poll(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with App(services, started[0], port) as app:
+        with App(asgi, started[0], port) as app:
             if ready:
                 _poll(lambda: app.get("/readyz").status_code == 200)
             yield app

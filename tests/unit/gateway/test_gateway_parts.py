@@ -1,4 +1,4 @@
-"""Names, keys, permits, deadlines, outcomes."""
+"""Names, deadlines, outcomes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llmserve.engine.fake import FakeEngine, Script
 from llmserve.errors import (
     Aborted,
     BodyTooLarge,
+    Cancelled,
     DeadlineExceeded,
     Draining,
     EngineDied,
@@ -19,11 +20,9 @@ from llmserve.errors import (
     ModelNotFound,
     NotReady,
     Overloaded,
+    QueueTimeout,
     RateLimited,
-    Unauthenticated,
 )
-from llmserve.gateway.admission import Admission
-from llmserve.gateway.auth import Keys
 from llmserve.gateway.deadline import Deadline
 from llmserve.gateway.entry import Entry, outcome_of, outcome_of_status
 from llmserve.gateway.routing import Router
@@ -69,33 +68,6 @@ async def test_served_names(source: str, names: tuple[str, ...], expected: tuple
     assert ModelSettings(source=source, served_names=names).names == expected
 
 
-async def test_keys() -> None:
-    keys = Keys(["one", "two"])
-    assert keys.authenticate("Bearer two", None).name == "key-2"
-    assert keys.authenticate("bearer one", None).name == "key-1"
-    assert keys.authenticate(None, "one").name == "key-1"
-    wrong = (None, None), ("Bearer x", None), ("Basic one", None), (None, ""), ("one", None)
-    for authorization, api_key in wrong:
-        with pytest.raises(Unauthenticated):
-            keys.authenticate(authorization, api_key)
-    assert Keys([]).authenticate(None, None).name == "anonymous"
-
-
-async def test_permits() -> None:
-    admission = Admission(max_running=1)
-    with admission.permit():
-        assert admission.in_flight == 1
-        with pytest.raises(Overloaded), admission.permit():
-            pass
-    assert admission.in_flight == 0
-    with pytest.raises(ValueError, match="boom"), admission.permit():
-        raise ValueError("boom")
-    assert admission.in_flight == 0
-    admission.draining = True
-    with pytest.raises(Draining), admission.permit():
-        pass
-
-
 class Items:
     """An async generator that remembers whether it was closed."""
 
@@ -138,6 +110,32 @@ async def test_stop_between_two_waits_counts_at_the_next() -> None:
     with pytest.raises(Draining):
         await anext(guarded)
     assert source.closed
+
+
+async def test_waiting_for_a_turn_has_a_limit_of_its_own() -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(QueueTimeout, match=r"its turn longer than the limit of 0\.02 s"):
+        await Deadline(5).wait_for_turn(loop.create_future(), 0.02)
+    with pytest.raises(DeadlineExceeded, match=r"longer than its limit of 0\.02 s") as caught:
+        await Deadline(0.02).wait_for_turn(loop.create_future(), 5)
+    assert not isinstance(caught.value, QueueTimeout)
+
+
+async def test_the_turn_in_time_lifts_the_limit_of_the_queue() -> None:
+    loop = asyncio.get_running_loop()
+    deadline, turn, work = Deadline(None), loop.create_future(), loop.create_future()
+    loop.call_soon(turn.set_result, None)
+    await deadline.wait_for_turn(turn, 0.02)
+    loop.call_later(0.05, work.set_result, "done")
+    assert await deadline.wait(work) == "done"
+
+
+async def test_stop_reaches_a_request_that_waits_for_its_turn() -> None:
+    loop = asyncio.get_running_loop()
+    deadline = Deadline(None)
+    loop.call_later(0.02, deadline.stop, Cancelled())
+    with pytest.raises(Cancelled):
+        await deadline.wait_for_turn(loop.create_future(), 5)
 
 
 async def test_closing_early_closes_the_source() -> None:

@@ -1,0 +1,30 @@
+"""What a request asks of the server besides its answer: room, time and a place in line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BYTES_PER_TOKEN = 4
+"""A token of English text is about four bytes. Only used until the engine has counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """``prompt_tokens`` is an estimate, ``max_tokens`` what the client allows for the
+    answer (0: it did not say). ``timeout_s``: how long it is willing to wait for the end.
+    ``priority``: in seconds, see ``Admission.enter``."""
+
+    prompt_tokens: int = 1
+    max_tokens: int = 0
+    timeout_s: float | None = None
+    priority: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """What it may cost in all."""
+        return self.prompt_tokens + self.max_tokens
+
+
+def estimate_tokens(body_bytes: int) -> int:
+    """Prompt tokens in a request body of that size."""
+    return max(1, body_bytes // BYTES_PER_TOKEN)

@@ -1,0 +1,122 @@
+"""Whose turn it is: fair shares between callers, in tokens.
+
+Two published rules, because requests are not alike and clients are not modest:
+
+* **Order** is by a virtual token counter (Sheng et al., "Fairness in Serving Large Language
+  Models", OSDI 2024): what each caller has been served, in tokens over its weight; the
+  least served caller is next. A caller that comes back from idleness is lifted to the
+  level of the others, so that nobody saves up a right to flood.
+* **Space** is by a dynamic threshold (Choudhury and Hahne, "Dynamic Queue Length
+  Thresholds for Shared-Memory Packet Switches", 1998): a caller may hold no more places
+  than a multiple of those still free. One caller alone gets nearly all of them, ten
+  flooders share them, and there is always a place left for one who has none.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable
+
+from llmserve.types import Caller, Meter
+
+PROMPT_WEIGHT = 1.0
+COMPLETION_WEIGHT = 2.0
+"""What a token costs the engine; the values of the paper."""
+
+
+class Ticket:
+    """One request's place: waiting in its caller's lane, then running."""
+
+    __slots__ = ("charged", "lane", "meter", "place", "prompt_tokens", "waiting")
+
+    def __init__(self, lane: Lane, prompt_tokens: int, place: float, meter: Meter) -> None:
+        self.lane = lane
+        self.prompt_tokens = prompt_tokens
+        self.place = place
+        self.meter = meter
+        self.charged = 0.0
+        self.waiting = False
+
+    def cost(self) -> float:
+        """What it has cost so far; the prompt by its estimate until it has been counted."""
+        prompt = self.meter.prompt_tokens or self.prompt_tokens
+        return PROMPT_WEIGHT * prompt + COMPLETION_WEIGHT * self.meter.tokens_so_far
+
+
+class Lane:
+    """The requests of one caller, and what it has been served."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.service = 0.0
+        self.running: set[Ticket] = set()
+        self.waiting = 0
+        self._heap: list[tuple[float, int, Ticket]] = []
+        self._arrivals = itertools.count()
+
+    def push(self, ticket: Ticket) -> None:
+        """Wait. Places are times, so that whoever waits long enough is first."""
+        ticket.waiting = True
+        self.waiting += 1
+        heapq.heappush(self._heap, (ticket.place, next(self._arrivals), ticket))
+
+    def leave(self, ticket: Ticket) -> None:
+        """Stop waiting, from anywhere in the lane."""
+        ticket.waiting = False
+        self.waiting -= 1
+        # Tickets that have left are dropped when they come to the head, or all at once.
+        if len(self._heap) > 2 * self.waiting + 16:
+            self._heap = [item for item in self._heap if item[2].waiting]
+            heapq.heapify(self._heap)
+
+    def head(self) -> Ticket | None:
+        """Who is next here."""
+        while self._heap and not self._heap[0][2].waiting:
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def charge(self, tickets: Iterable[Ticket]) -> None:
+        """Count what these requests have used since they were last charged."""
+        for ticket in tickets:
+            cost = ticket.cost()
+            self.service += (cost - ticket.charged) / self.caller.weight
+            ticket.charged = cost
+
+
+class Lanes:
+    """One lane for each caller, as long as there is any request at all."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, Lane] = {}
+        self._level = 0.0
+
+    def of(self, caller: Caller) -> Lane:
+        """The caller's lane. Nobody comes back from idleness with a lead: its counter is
+        lifted to the least of those who wait, or of whoever was served last."""
+        lane = self._lanes.get(caller.id)
+        if lane is None:
+            lane = self._lanes[caller.id] = Lane(caller)
+        lane.caller = caller
+        if not lane.waiting:
+            others = [other.service for other in self._lanes.values() if other.waiting]
+            lane.service = max(lane.service, min(others, default=self._level))
+        return lane
+
+    def in_turn(self) -> list[Lane]:
+        """The lanes in which somebody waits, the least served first."""
+        waiting = [lane for lane in self._lanes.values() if lane.waiting]
+        if len(waiting) > 1:
+            for lane in waiting:
+                lane.charge(lane.running)
+            waiting.sort(key=lambda lane: lane.service)
+        return waiting
+
+    def served(self, lane: Lane) -> None:
+        """A request of this lane starts."""
+        self._level = lane.service
+
+    def reset(self) -> None:
+        """Nobody is here: whatever comes next starts even."""
+        self._lanes.clear()
+        self._level = 0.0

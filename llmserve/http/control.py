@@ -1,0 +1,90 @@
+"""How a client steers its request besides what it asks: a deadline and a priority, in the
+body or in a header, whatever the protocol."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from starlette.requests import Request
+
+from llmserve.engine.protocol import Engine
+from llmserve.errors import InvalidRequest
+from llmserve.gateway.demand import Demand, estimate_tokens
+
+TIMEOUT_HEADER = "x-request-timeout"
+
+_PROMPT_FIELDS = ("prompt", "messages", "input", "system", "instructions", "tools")
+_MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+def demand_of(request: Request, body: dict[str, Any], engine: Engine) -> Demand:
+    """What the request asks of the server. Takes ``timeout_s`` and ``priority`` out of the
+    body: they are ours, not the engine's. Raises ``InvalidRequest``, also for a prompt
+    that can never fit: waiting would not help it."""
+    size = request.state.body_bytes
+    info = engine.info
+    most = info.max_model_len * info.chars_per_token
+    if size > most:
+        _check_fits(body, most, info.max_model_len)
+    timeouts = (_header_timeout(request), body.pop("timeout_s", None))
+    return Demand(
+        prompt_tokens=min(estimate_tokens(size), info.max_model_len),
+        max_tokens=_max_tokens(body, info.max_model_len),
+        timeout_s=min((t for t in timeouts if t is not None), default=None),
+        priority=body.pop("priority", None) or 0,
+    )
+
+
+def _header_timeout(request: Request) -> float | None:
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidRequest(
+            f"The header {TIMEOUT_HEADER} is {text[:40]!r}; it must be a number of seconds above 0.",
+            param=TIMEOUT_HEADER,
+        )
+    return seconds
+
+
+def _max_tokens(body: dict[str, Any], context: int) -> int:
+    asked = next((body[name] for name in _MAX_TOKENS_FIELDS if body.get(name) is not None), 0)
+    choices = body.get("n") or 1
+    return min(int(asked), context) * int(choices)
+
+
+def _check_fits(body: dict[str, Any], most: int, context: int) -> None:
+    """Whole bodies are one prompt, but for lists of texts, which are one prompt each."""
+    fields = [name for name in _PROMPT_FIELDS if name in body]
+    field = next(iter(fields), "prompt")
+    texts = body.get(field)
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        longest = max(map(len, texts), default=0)
+    else:
+        longest = sum(_characters(body[name]) for name in fields)
+    if longest > most:
+        raise InvalidRequest(
+            f"The prompt has {longest} characters; this model's context of {context} tokens "
+            f"holds at most {most}.",
+            param=field,
+            code="context_length_exceeded",
+        )
+
+
+def _characters(value: Any) -> int:
+    """The characters of all strings in a value, without recursion."""
+    total, stack = 0, [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return total

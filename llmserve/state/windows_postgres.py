@@ -1,0 +1,187 @@
+"""Rate windows in PostgreSQL, so that a limit holds across replicas.
+
+When PostgreSQL cannot be reached we fall back to the windows of this process: each replica
+then enforces every limit by itself. Letting everybody through would lift the limits just
+when something is wrong, and refusing everybody would make the database a single point of
+failure for answers it has no part in; so an outage costs at most one limit per replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from llmserve.state.postgres import connection_info
+from llmserve.state.windows import UNLIMITED, Grant, is_unlimited, refuse, standing
+from llmserve.state.windows_memory import MemoryWindows
+from llmserve.types import Caller
+
+log = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
+_RENEW_SECONDS = 2.0
+_FAILURES = (psycopg.Error, PoolTimeout, PoolClosed, TimeoutError, OSError)
+
+_TAKE = "SELECT * FROM llmserve_take(%s, %s, %s, %s, %s, %s, %s, %s)"
+_SETTLE = "SELECT llmserve_settle(%s, %s, %s, %s, %s, %s, %s)"
+_RENEW = "SELECT llmserve_renew(%s, %s)"
+
+
+class PostgresWindows:
+    """Token buckets that all replicas share.
+
+    The place of a request is a lease of ``lease_s`` seconds, renewed for as long as it
+    runs: the places of a replica that died come free by themselves. A decision waits for
+    a second at most; after a failure nobody waits until PostgreSQL answers again.
+    """
+
+    def __init__(self, url: str, *, lease_s: float = 30.0, connections: int = 4) -> None:
+        self._lease_s = lease_s
+        self._renew_s = min(_RENEW_SECONDS, lease_s / 3)
+        self._local = MemoryWindows()
+        self._pool = AsyncConnectionPool(
+            connection_info(url),
+            min_size=1,
+            max_size=connections,
+            timeout=_WAIT_SECONDS,
+            reconnect_timeout=_RETRY_SECONDS,
+            kwargs={"autocommit": True},
+            open=False,
+        )
+        self._leases: dict[str, Grant] = {}
+        self._endings: dict[str, tuple[Any, ...]] = {}
+        self._to_end = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._broken = False
+
+    async def open(self) -> None:
+        """Begin to connect, to renew leases and to settle."""
+        # psycopg's pool logs every failed attempt by itself; one line from us is enough.
+        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+        await self._pool.open(wait=False)
+        self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._settle())]
+
+    async def take(self, caller: Caller, tokens: int) -> Grant:
+        """See ``Windows.take``."""
+        limits = caller.limits
+        if is_unlimited(limits):
+            return UNLIMITED
+        if self._broken:
+            return await self._local.take(caller, tokens)
+        lease = uuid.uuid4().hex
+        minute = (limits.requests_per_minute, limits.tokens_per_minute)
+        most = (limits.concurrency, limits.tokens_per_day)
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                row = await self._call(
+                    _TAKE, (caller.id, lease, *minute, *most, tokens, self._lease_s)
+                )
+        except BaseException as error:
+            # It may have been granted although nobody has heard of it.
+            self._end(lease, (caller.id, lease, *minute, tokens, 0, True))
+            if not isinstance(error, _FAILURES):
+                raise
+            self._failed(error)
+            return await self._local.take(caller, tokens)
+        which, day, requests_used, tokens_used, day_used = row
+        if which is not None:
+            refuse(
+                which,
+                limits,
+                estimate=tokens,
+                requests_used=requests_used,
+                tokens_used=tokens_used,
+                day_used=day_used,
+                now=time.time(),
+            )
+        levels = standing(limits, requests_used, tokens_used)
+        grant = Grant(caller.id, limits, levels, tokens, day, lease)
+        self._leases[lease] = grant
+        return grant
+
+    def settle(self, grant: Grant, tokens: int) -> None:
+        """See ``Windows.settle``. PostgreSQL is told in the background."""
+        if grant.settled:
+            return
+        if grant.lease is None:
+            self._local.settle(grant, tokens)
+            return
+        grant.settled = True
+        del self._leases[grant.lease]
+        limits = grant.limits
+        minute = (limits.requests_per_minute, limits.tokens_per_minute)
+        values = (grant.caller_id, grant.lease, *minute, grant.estimate, tokens, False)
+        self._end(grant.lease, values)
+
+    async def aclose(self) -> None:
+        """Settle what is left, for a second at most, and disconnect."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                while self._endings:
+                    await self._end_next()
+        except _FAILURES as error:
+            log.warning("%d requests were not settled: %s", len(self._endings), error)
+        await self._pool.close(timeout=_WAIT_SECONDS)
+
+    async def _call(self, sql: LiteralString, values: Sequence[Any]) -> tuple[Any, ...]:
+        async with self._pool.connection() as connection:
+            row = await (await connection.execute(sql, values)).fetchone()
+        return row or ()
+
+    def _end(self, lease: str, values: tuple[Any, ...]) -> None:
+        # Bounded by the requests under way: while PostgreSQL is away it grants nothing.
+        self._endings[lease] = values
+        self._to_end.set()
+
+    async def _settle(self) -> None:
+        while True:
+            await self._to_end.wait()
+            self._to_end.clear()
+            while self._endings:
+                try:
+                    async with asyncio.timeout(_WAIT_SECONDS):
+                        await self._end_next()
+                except _FAILURES as error:
+                    self._failed(error)
+                    await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _end_next(self) -> None:
+        lease, values = next(iter(self._endings.items()))
+        await self._call(_SETTLE, values)
+        self._endings.pop(lease, None)
+
+    async def _renew(self) -> None:
+        """Keep our leases, and find out when PostgreSQL is back."""
+        while True:
+            await asyncio.sleep(_RETRY_SECONDS if self._broken else self._renew_s)
+            try:
+                async with asyncio.timeout(_WAIT_SECONDS):
+                    await self._call(_RENEW, (list(self._leases), self._lease_s))
+            except _FAILURES as error:
+                self._failed(error)
+            else:
+                self._recovered()
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._broken:
+            self._broken = True
+            log.error(
+                "PostgreSQL does not answer, so each replica enforces the limits by itself: %s",
+                " ".join(str(error).split()) or type(error).__name__,
+            )
+
+    def _recovered(self) -> None:
+        if self._broken:
+            self._broken = False
+            log.warning("PostgreSQL answers again: the limits are shared again")
