@@ -23,23 +23,30 @@ class _Bound:
 class Deadline:
     """Bounds every wait of one request.
 
-    ``seconds`` from now until its end, ``None`` meaning no limit. ``stop`` ends the wait
-    at once with an error of the caller's choice. Either way the engine's iterator is
+    ``seconds`` until its end, of which ``spent`` have passed already; ``None`` means no
+    limit. ``stop`` ends the wait at once with an error of the caller's choice. Either way the engine's iterator is
     closed, which aborts the request there.
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, spent: float = 0.0) -> None:
         self._loop = asyncio.get_running_loop()
         self._bound: _Bound | None = None
         self._scope: asyncio.Timeout | None = None
-        self.tighten(seconds, DeadlineExceeded, "The request took longer than its limit of")
+        sentence = "The request took longer than the limit of"
+        self.tighten(seconds, DeadlineExceeded, sentence, spent)
 
-    def tighten(self, seconds: float | None, kind: type[DeadlineExceeded], sentence: str) -> None:
+    def tighten(
+        self,
+        seconds: float | None,
+        kind: type[DeadlineExceeded],
+        sentence: str,
+        spent: float = 0.0,
+    ) -> None:
         """From now on, no longer than this; ``kind`` and ``sentence`` (the number follows)
         are the error of it."""
         if seconds is None:
             return
-        at = self._loop.time() + seconds
+        at = self._loop.time() + max(0.0, seconds - spent)
         if self._bound is None or at < self._bound.at:
             self._bound = _Bound(at, lambda: kind(f"{sentence} {seconds:g} s."))
 

@@ -126,7 +126,8 @@ class Gateway:
     async def _limited(self, entry: Entry, demand: Demand) -> AsyncIterator[Deadline]:
         """Within the caller's limits, in the list of requests, under its deadline."""
         with self._ending(entry):
-            deadline = Deadline(self._seconds_left(entry, demand))
+            spent = time.monotonic() - entry.started
+            deadline = Deadline(self._time_limit(demand), spent)
             with self.running.track(entry, deadline):
                 grant = await self._take(entry, demand)
                 try:
@@ -177,7 +178,7 @@ class Gateway:
             entry.fail(error)
             raise
 
-    def _seconds_left(self, entry: Entry, demand: Demand) -> float | None:
+    def _time_limit(self, demand: Demand) -> float | None:
         most = self._settings.server.request_timeout_s or None
         wanted = demand.timeout_s
         if wanted is not None and most is not None and wanted > most:
@@ -185,8 +186,7 @@ class Gateway:
                 f"timeout_s is {wanted:g}; at most {most:g} seconds are allowed.",
                 param="timeout_s",
             )
-        limit = most if wanted is None else wanted
-        return None if limit is None else max(0.0, limit - (time.monotonic() - entry.started))
+        return most if wanted is None else wanted
 
     def _cache_salt(self, entry: Entry) -> str | None:
         """What keeps the prefix cache of this caller apart from those of others."""

@@ -34,13 +34,13 @@ class State:
     model: str
     ready: bool
     draining: bool
-    running: int
-    waiting: int
-    waiting_prompt_tokens: int
-    restarts: int
-    cache_hits: int
-    cache_misses: int
-    cache_bytes: int
+    running: int = 0
+    waiting: int = 0
+    waiting_prompt_tokens: int = 0
+    restarts: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    cache_bytes: int = 0
 
 
 class TokenGaps(Collector):

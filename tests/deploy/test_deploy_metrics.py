@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmserve.errors import Overloaded
 from llmserve.gateway.entry import Entry
 from llmserve.observability.metrics import Metrics, State
 from llmserve.settings import ServerSettings
@@ -27,12 +28,18 @@ COUNTERS = {
     "llmserve_cached_prompt_tokens_total": {"model"},
     "llmserve_completion_tokens_total": {"model"},
     "llmserve_engine_restarts_total": set(),
+    "llmserve_refused_requests_total": {"route", "code"},
+    "llmserve_cache_hits_total": set(),
+    "llmserve_cache_misses_total": set(),
     "vllm:prompt_tokens_total": {"model_name", "engine"},
     "vllm:generation_tokens_total": {"model_name", "engine"},
     "vllm:request_success_total": {"model_name", "engine", "finished_reason"},
 }
 GAUGES = {
     "llmserve_requests_in_flight": {"model"},
+    "llmserve_requests_waiting": {"model"},
+    "llmserve_waiting_prompt_tokens": {"model"},
+    "llmserve_cache_bytes": set(),
     "llmserve_ready": set(),
     "llmserve_draining": set(),
     "llmserve_build_info": {"version", "engine"},
@@ -45,6 +52,7 @@ HISTOGRAMS = {
     "llmserve_time_to_first_token_seconds": {"model"},
     "llmserve_inter_token_latency_seconds": {"model"},
     "llmserve_request_duration_seconds": {"route", "model"},
+    "llmserve_queue_seconds": {"model"},
     "vllm:time_to_first_token_seconds": {"model_name", "engine"},
     "vllm:inter_token_latency_seconds": {"model_name", "engine"},
     "vllm:e2e_request_latency_seconds": {"model_name", "engine"},
@@ -236,8 +244,12 @@ def test_our_series_are_those_that_the_server_exports() -> None:
     metrics = Metrics(engine="fake")
     entry = Entry("id", "/generate", model="m", outcome=Outcome.COMPLETED)
     entry.meter.add_tokens(2, entry.started)
+    entry.admit()
     metrics.closed(entry)
-    text = metrics.render(State("m", ready=True, draining=False, in_flight=0, restarts=0)).decode()
+    refused = Entry("id", "/generate")
+    refused.fail(Overloaded("full"))
+    metrics.closed(refused)
+    text = metrics.render(State("m", ready=True, draining=False)).decode()
     exported = {
         (sample.name, frozenset(sample.labels))
         for family in text_string_to_metric_families(text)

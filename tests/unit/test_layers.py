@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
         "server",
         "engine",
         "modelfile",
+        "state",
     },
 }
 FOREIGN = {"vllm", "torch"}

@@ -116,7 +116,7 @@ async def test_waiting_for_a_turn_has_a_limit_of_its_own() -> None:
     loop = asyncio.get_running_loop()
     with pytest.raises(QueueTimeout, match=r"its turn longer than the limit of 0\.02 s"):
         await Deadline(5).wait_for_turn(loop.create_future(), 0.02)
-    with pytest.raises(DeadlineExceeded, match=r"longer than its limit of 0\.02 s") as caught:
+    with pytest.raises(DeadlineExceeded, match=r"longer than the limit of 0\.02 s") as caught:
         await Deadline(0.02).wait_for_turn(loop.create_future(), 5)
     assert not isinstance(caught.value, QueueTimeout)
 

@@ -13,7 +13,7 @@ from llmserve.observability.logging import JsonFormatter, TextFormatter
 from llmserve.observability.metrics import Metrics, State
 from llmserve.types import Meter, Outcome
 
-STATE = State(model="m", ready=True, draining=False, in_flight=2, restarts=1)
+STATE = State(model="m", ready=True, draining=False, running=2, restarts=1)
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
