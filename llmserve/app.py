@@ -113,7 +113,7 @@ def _middleware(services: Services, guide: Callable[[], Guide]) -> list[Middlewa
 
     def closed(entry: Entry) -> None:
         services.metrics.closed(entry)
-        _account(services.usage, entry)
+        account(services.usage, entry)
 
     stack = [
         Middleware(RequestId),
@@ -140,7 +140,7 @@ def _middleware(services: Services, guide: Callable[[], Guide]) -> list[Middlewa
     return stack
 
 
-def _account(usage: UsageWriter, entry: Entry) -> None:
+def account(usage: UsageWriter, entry: Entry) -> None:
     """What the caller used. The engine did nothing for an answer from the cache."""
     outcome, meter = entry.outcome or Outcome.FAILED, entry.meter
     used = (meter.prompt_tokens, meter.cached_tokens, meter.completion_tokens)

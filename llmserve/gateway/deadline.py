@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 from llmserve.errors import DeadlineExceeded, LlmserveError, QueueTimeout
@@ -12,28 +11,31 @@ from llmserve.errors import DeadlineExceeded, LlmserveError, QueueTimeout
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """A moment (of the event loop's clock) and what passing it means."""
-
-    at: float
-    error: Callable[[], LlmserveError]
-
-
 class Deadline:
     """Bounds every wait of one request.
 
     ``seconds`` until its end, of which ``spent`` have passed already; ``None`` means no
-    limit. ``stop`` ends the wait at once with an error of the caller's choice. Either way the engine's iterator is
-    closed, which aborts the request there.
+    limit. ``stop`` ends the wait at once with an error of the caller's choice. Either way
+    the engine's iterator is closed, which aborts the request there. Use it as a context.
+
+    One timer for each request, and none for each token: ``asyncio.timeout`` around every
+    wait would cost a stream more than sending its tokens does.
     """
 
     def __init__(self, seconds: float | None, spent: float = 0.0) -> None:
         self._loop = asyncio.get_running_loop()
-        self._bound: _Bound | None = None
-        self._scope: asyncio.Timeout | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended: LlmserveError | None = None
+        self._waiting: asyncio.Task[Any] | None = None
         sentence = "The request took longer than the limit of"
         self.tighten(seconds, DeadlineExceeded, sentence, spent)
+
+    def __enter__(self) -> Deadline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def tighten(
         self,
@@ -47,40 +49,55 @@ class Deadline:
         if seconds is None:
             return
         at = self._loop.time() + max(0.0, seconds - spent)
-        if self._bound is None or at < self._bound.at:
-            self._bound = _Bound(at, lambda: kind(f"{sentence} {seconds:g} s."))
+        if self._timer is None or at < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            error = kind(f"{sentence} {seconds:g} s.")
+            self._timer = self._loop.call_at(at, self.stop, error)
 
     def stop(self, error: LlmserveError) -> None:
-        """End the request with ``error``."""
-        now = self._loop.time()
-        if self._bound is None or now < self._bound.at:
-            self._bound = _Bound(now, lambda: error)
-            if self._scope is not None and not self._scope.expired():
-                self._scope.reschedule(now)
+        """End the request with ``error``; the first call counts."""
+        if self._ended is None:
+            self._ended = error
+            if self._waiting is not None:
+                self._waiting.cancel()
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
         """Await it, within the deadline. Raises ``DeadlineExceeded``, or what ``stop``
         was given."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self._ended is not None:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            raise self._ended
+        others = task.cancelling()
+        self._waiting = task
         try:
-            async with asyncio.timeout_at(self._bound.at if self._bound else None) as self._scope:
-                return await awaitable
-        except TimeoutError as error:
-            if self._bound is None:
-                raise
-            raise self._bound.error() from error
+            return await awaitable
+        except asyncio.CancelledError:
+            # Ours becomes our error; that of somebody else goes on.
+            if self._ended is not None and task.uncancel() <= others:
+                raise self._ended from None
+            raise
         finally:
-            self._scope = None
+            self._waiting = None
 
     async def wait_for_turn(self, turn: asyncio.Future[None], seconds: float | None) -> None:
         """Await a place in the engine, for so many seconds at most. Raises
         ``QueueTimeout``, and what ``wait`` raises."""
-        own = self._bound
-        sentence = "The request waited for its turn longer than the limit of"
-        self.tighten(seconds, QueueTimeout, sentence)
-        tightened = self._bound
-        await self.wait(turn)
-        if self._bound is tightened:
-            self._bound = own
+        if turn.done() and self._ended is None:
+            return
+        timer = None
+        if seconds is not None:
+            sentence = "The request waited for its turn longer than the limit of"
+            error = QueueTimeout(f"{sentence} {seconds:g} s.")
+            timer = self._loop.call_later(seconds, self.stop, error)
+        try:
+            await self.wait(turn)
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def guard(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Yield from ``items``, each wait within the deadline; close them in any case."""

@@ -128,7 +128,7 @@ class Gateway:
         with self._ending(entry):
             spent = time.monotonic() - entry.started
             deadline = Deadline(self._time_limit(demand), spent)
-            with self.running.track(entry, deadline):
+            with deadline, self.running.track(entry, deadline):
                 grant = await self._take(entry, demand)
                 try:
                     yield deadline

@@ -18,16 +18,23 @@ from llmserve.services import Services
 
 router = APIRouter(tags=["health"])
 
+PROBES = ("/livez", "/health", "/readyz", "/ready", "/healthz")
+"""Open to everybody, and answered when much else is refused."""
+
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="200 while the process answers")
 async def livez() -> Response:
     return json_response({"status": "live"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", include_in_schema=False)
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="200 once a token has been generated, else 503 and why not")
 async def readyz(request: Request) -> Response:
     wired = services(request)
@@ -36,6 +43,7 @@ async def readyz(request: Request) -> Response:
     return json_response(_readiness(wired), status=200 if ready else 503, headers=headers)
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The state of the server in one object")
 async def healthz(request: Request) -> Response:
     wired = services(request)
@@ -82,20 +90,28 @@ async def metrics(request: Request) -> Response:
 
 
 def _ready(wired: Services) -> bool:
-    return wired.supervisor.ready and not wired.gateway.admission.draining
+    return _obstacle(wired) is None
+
+
+def _obstacle(wired: Services) -> tuple[str, str] | None:
+    """The stage that the server is in and the reason why it cannot take requests."""
+    admission, status = wired.gateway.admission, wired.supervisor.status
+    if admission.draining or admission.leaving:
+        return "draining", "The server is shutting down."
+    if not wired.supervisor.ready:
+        return status.stage.value, status.reason or f"The engine is {status.stage.value}."
+    if wired.usage.failing is not None:
+        return "state", f"Usage cannot be written: {wired.usage.failing}"
+    return None
 
 
 def _readiness(wired: Services) -> dict[str, object]:
-    status = wired.supervisor.status
+    status, obstacle = wired.supervisor.status, _obstacle(wired)
     body: dict[str, object] = {
-        "status": "ready" if _ready(wired) else "not ready",
-        "stage": status.stage.value,
+        "status": "ready" if obstacle is None else "not ready",
+        "stage": status.stage.value if obstacle is None else obstacle[0],
         "seconds_in_stage": round(time.monotonic() - status.since, 1),
     }
-    if not _ready(wired):
-        body["progress"] = round(status.start_progress, 3)
-    if wired.gateway.admission.draining:
-        body |= {"stage": "draining", "reason": "The server is shutting down."}
-    elif not _ready(wired):
-        body["reason"] = status.reason or f"The engine is {status.stage.value}."
+    if obstacle is not None:
+        body |= {"progress": round(status.start_progress, 3), "reason": obstacle[1]}
     return body

@@ -51,6 +51,8 @@ class TokenGaps(Collector):
         self._models: dict[str, tuple[list[int], float]] = {}
 
     def add(self, model: str, meter: Meter) -> None:
+        if not any(meter.gap_counts):
+            return
         counts, seconds = self._models.get(model) or ([0] * len(GAP_BUCKETS), 0.0)
         summed = [a + b for a, b in zip(counts, meter.gap_counts, strict=True)]
         self._models[model] = (summed, seconds + meter.gap_seconds)
@@ -66,6 +68,19 @@ class TokenGaps(Collector):
             buckets = list(zip(bounds, accumulate(counts), strict=True))
             family.add_metric([model], buckets=buckets, sum_value=seconds)
         yield family
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """What the requests of one route to one model are counted on."""
+
+    outcomes: dict[Outcome, Counter]
+    duration: Histogram
+    queue: Histogram
+    prompt: Counter
+    cached: Counter
+    completion: Counter
+    ttft: Histogram
 
 
 class Metrics:
@@ -126,6 +141,7 @@ class Metrics:
             registry=registry,
         )
         self._now = _Now(registry)
+        self._series: dict[tuple[str, str], _Series] = {}
         Gauge("llmserve_build_info", "Always 1.", ("version", "engine"), registry=registry).labels(
             __version__, engine
         ).set(1)
@@ -142,20 +158,36 @@ class Metrics:
         """A request has ended; its outcome and its meter are final."""
         outcome = entry.outcome or Outcome.FAILED
         meter, model = entry.meter, entry.model
-        self._requests.labels(entry.route, model, outcome.value).inc()
+        series = self._series.get((entry.route, model)) or self._find(entry.route, model)
+        series.outcomes[outcome].inc()
         if outcome is Outcome.REJECTED:
             self._refused.labels(entry.route, entry.error_code or "unknown").inc()
-        self._duration.labels(entry.route, model).observe(time.monotonic() - entry.started)
+        series.duration.observe(time.monotonic() - entry.started)
         if entry.admitted_at is not None:
-            self._queue.labels(model).observe(entry.admitted_at - entry.started)
+            series.queue.observe(entry.admitted_at - entry.started)
         if model == UNKNOWN_MODEL or entry.from_cache:
             return
-        self._prompt.labels(model).inc(meter.prompt_tokens)
-        self._cached.labels(model).inc(meter.cached_tokens)
-        self._completion.labels(model).inc(meter.completion_tokens)
+        series.prompt.inc(meter.prompt_tokens)
+        series.cached.inc(meter.cached_tokens)
+        series.completion.inc(meter.completion_tokens)
         if meter.first_token_at is not None:
-            self._ttft.labels(model).observe(max(0.0, meter.first_token_at - entry.started))
+            series.ttft.observe(max(0.0, meter.first_token_at - entry.started))
             self._gaps.add(model, meter)
+
+    def _find(self, route: str, model: str) -> _Series:
+        """The series of a route and model, looked up once: the client library takes longer
+        to find a series than to count on it."""
+        series = _Series(
+            outcomes={each: self._requests.labels(route, model, each.value) for each in Outcome},
+            duration=self._duration.labels(route, model),
+            queue=self._queue.labels(model),
+            prompt=self._prompt.labels(model),
+            cached=self._cached.labels(model),
+            completion=self._completion.labels(model),
+            ttft=self._ttft.labels(model),
+        )
+        self._series[route, model] = series
+        return series
 
     def render(self, state: State) -> bytes:
         """The text exposition of our series and vLLM's."""

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,21 @@ class Server:
         assert len(cores) == 1, self.children()
         return cores[0]
 
-    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    def metrics(self, **options: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Every sample of /metrics by its name and sorted labels."""
-        families = text_string_to_metric_families(self.get("/metrics").text)
+        families = text_string_to_metric_families(self.get("/metrics", **options).text)
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in families
             for sample in family.samples
         }
 
-    def total(self, name: str, **labels: str) -> float:
-        """The sum of a metric over all series that carry these labels."""
+    def total(self, name: str, key: str | None = None, **labels: str) -> float:
+        """The sum of a metric over all series that carry these labels; ``key`` opens it."""
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
         return sum(
             value
-            for (found, pairs), value in self.metrics().items()
+            for (found, pairs), value in self.metrics(headers=headers).items()
             if found == name and labels.items() <= dict(pairs).items()
         )
 
@@ -106,6 +108,26 @@ class Server:
                     child.kill()
                 self.process.kill()
         return self.process.wait(10)
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key, made the way an operator makes one."""
+
+    id: str
+    secret: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.secret}"}
+
+
+def make_key(name: str, env: dict[str, str], *options: str) -> Key:
+    """``llmserve keys create``, with the state that ``env`` points to."""
+    command = [sys.executable, "-m", "llmserve", "keys", "create", name, "--json", *options]
+    made = subprocess.run(command, env=os.environ | env, check=True, capture_output=True)
+    data = json.loads(made.stdout)
+    return Key(data["id"], data["key"])
 
 
 @contextmanager

@@ -138,6 +138,33 @@ async def test_stop_reaches_a_request_that_waits_for_its_turn() -> None:
         await deadline.wait_for_turn(loop.create_future(), 5)
 
 
+async def test_a_wait_that_is_cancelled_by_others_stays_cancelled() -> None:
+    deadline = Deadline(None)
+    task = asyncio.ensure_future(deadline.wait(asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    task.cancel()
+    deadline.stop(Draining("bye"))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_a_deadline_outside_of_any_wait_is_seen_by_the_next() -> None:
+    deadline = Deadline(0.01)
+    await asyncio.sleep(0.03)
+    with pytest.raises(DeadlineExceeded):
+        await deadline.wait(asyncio.sleep(0))
+    with pytest.raises(DeadlineExceeded):
+        await anext(deadline.guard(Items().items()))
+
+
+async def test_a_deadline_that_was_left_ends_nothing() -> None:
+    with Deadline(0.01) as deadline:
+        pass
+    await asyncio.sleep(0.03)
+    assert await deadline.wait(asyncio.sleep(0, "fine")) == "fine"
+
+
 async def test_closing_early_closes_the_source() -> None:
     source = Items()
     guarded = Deadline(None).guard(source.items())

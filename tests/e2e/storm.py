@@ -1,0 +1,160 @@
+"""A client that costs so little that hundreds of them leave the machine to the server.
+
+One connection for each request, no library: the whole reply is read and judged at the
+end. What a client cannot explain is a fault of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one request, as its client saw it. ``kind``: ``complete``,
+    ``refused`` (an honest no before any work), ``left`` (the client went away), anything
+    else is a lie or a failure."""
+
+    kind: str
+    seconds: float
+    status: int = 0
+    tokens: int = 0
+    ttft: float = 0.0
+    finished_at: float = 0.0
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Client:
+    """Where to send requests, and as whom."""
+
+    port: int
+    key: str
+    results: list[Result] = field(default_factory=list)
+
+    async def ask(self, path: str, body: dict[str, Any], leave_after: int | None = None) -> Result:
+        """Send one request and read its reply; leave after so many bytes."""
+        start = time.perf_counter()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(self._request(path, body))
+            reply, ttft = await _read(reader, start, leave_after)
+        except ConnectionError as error:
+            result = Result("broken", time.perf_counter() - start, detail=repr(error))
+        else:
+            result = judge(reply, left=leave_after is not None)
+            result.seconds, result.ttft = time.perf_counter() - start, ttft
+        finally:
+            writer.close()
+        result.finished_at = time.perf_counter()
+        self.results.append(result)
+        return result
+
+    def _request(self, path: str, body: dict[str, Any]) -> bytes:
+        content = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            f"Authorization: Bearer {self.key}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n"
+        )
+        return head.encode() + content
+
+
+async def _read(
+    reader: asyncio.StreamReader, start: float, leave_after: int | None
+) -> tuple[bytes, float]:
+    parts, size, ttft = [], 0, 0.0
+    while part := await reader.read(65_536):
+        parts.append(part)
+        size += len(part)
+        if not ttft and (b"data: " in part or b"event: " in part):
+            ttft = time.perf_counter() - start
+        if leave_after is not None and size >= leave_after:
+            break
+    return b"".join(parts), ttft
+
+
+def judge(reply: bytes, *, left: bool) -> Result:
+    """What a reply says, taken at its word."""
+    head, _, content = reply.partition(b"\r\n\r\n")
+    status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
+    if status in (429, 503):
+        honest = b"retry-after: " in head.lower() and b'"error"' in content
+        return Result("refused" if honest else "lie", 0, status, detail=repr(reply[:200]))
+    if status != 200:
+        return Result("failed", 0, status, detail=repr(reply[:200]))
+    if left:
+        return Result("left", 0, status)
+    if b"text/event-stream" in head:
+        return _judge_stream(_unchunk(content))
+    answer = json.loads(content)
+    whole = answer["choices"][0]["finish_reason"] in ("stop", "length")
+    return Result("complete" if whole else "lie", 0, 200, answer["usage"]["completion_tokens"])
+
+
+def _judge_stream(text: str) -> Result:
+    frames = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
+    if not frames or frames[-1] != "[DONE]":
+        return Result("cut", 0, 200, detail=text[-200:])
+    documents = [json.loads(frame) for frame in frames[:-1]]
+    if any("error" in document for document in documents):
+        return Result("lie", 0, 200, detail=text[-200:])
+    return Result("complete", 0, 200, documents[-1]["usage"]["completion_tokens"])
+
+
+def _unchunk(content: bytes) -> str:
+    parts, rest = [], content
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size, 16)
+        parts.append(rest[:length])
+        rest = rest[length + 2 :]
+    return b"".join(parts).decode()
+
+
+async def closed_loop(
+    client: Client, path: str, body: dict[str, Any], workers: int, seconds: float
+) -> None:
+    """So many clients, each asking again as soon as it has its answer."""
+    until = time.perf_counter() + seconds
+
+    async def work() -> None:
+        while time.perf_counter() < until:
+            await client.ask(path, body)
+
+    await asyncio.gather(*(work() for _ in range(workers)))
+
+
+async def storm(
+    client: Client, requests: list[tuple[str, dict[str, Any]]], rate: float, seconds: float
+) -> None:
+    """Requests at random times, ``rate`` a second on average, whatever becomes of them;
+    one in seven leaves in the middle of its answer."""
+    chance = random.Random(7)  # noqa: S311  # a schedule
+    until, due = time.perf_counter() + seconds, time.perf_counter()
+    tasks: set[asyncio.Task[Result]] = set()
+    number = 0
+    while (due := due + chance.expovariate(rate)) < until:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        path, body = requests[number % len(requests)]
+        leave = chance.randrange(2_000, 20_000) if body.get("stream") and number % 7 == 0 else None
+        tasks.add(asyncio.create_task(client.ask(path, body, leave)))
+        number += 1
+    await asyncio.gather(*tasks)
+
+
+def kinds(results: list[Result]) -> Counter[str]:
+    """How often each kind occurred."""
+    return Counter(result.kind for result in results)
+
+
+def tokens_per_second(results: list[Result], begin: float, end: float) -> float:
+    """Completion tokens of the answers that were completed in this time."""
+    done = [r.tokens for r in results if r.kind == "complete" and begin <= r.finished_at < end]
+    return sum(done) / (end - begin)
