@@ -32,6 +32,16 @@ from llmserve.settings import Settings
 from llmserve.state import Authenticator, UsageWriter, open_store, open_windows
 from llmserve.types import Outcome
 
+_EXPOSED = [
+    *("x-request-id", "retry-after", "retry-after-ms", "x-should-retry", "x-cache"),
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    ),
+]
+"""Headers that a browser shows to a page from another origin."""
+
 COUNTED_PATHS = ("/generate", "/generate/stream", *openai.PATHS)
 """Routes whose requests are accounted for."""
 
@@ -134,7 +144,7 @@ def _middleware(services: Services, guide: Callable[[], Guide]) -> list[Middlewa
             allow_origins=list(origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "x-cache"],
+            expose_headers=_EXPOSED,
         )
         stack.insert(1, cors)
     return stack

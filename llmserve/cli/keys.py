@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmserve.cli import keys_values as values
 from llmserve.cli.failure import CommandFailed
 from llmserve.cli.keys_show import key_json, print_keys, print_usage, shown_time, usage_json
-from llmserve.cli.keys_values import DURATION, EXPIRY, KEY_NAME, WEIGHT, Day, today
 from llmserve.cli.state import takes_store
 from llmserve.types import Limits, Scope
 
 if TYPE_CHECKING:
     from llmserve.state import ApiKey, Store
 
-_LIMIT = click.IntRange(1, 10**15)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -33,7 +32,7 @@ def keys() -> None:
 
 
 @keys.command(short_help="Make a key and print it, once.")
-@click.argument("name", type=KEY_NAME)
+@click.argument("name", type=values.key_name)
 @click.option(
     "--scope",
     "scopes",
@@ -41,7 +40,8 @@ def keys() -> None:
     multiple=True,
     default=("infer",),
     show_default=True,
-    help="infer: generate text; metrics: read /metrics; admin: everything. Repeatable.",
+    help="infer: generate text; metrics: read /metrics; admin: see everybody's requests and "
+    "usage, and end requests. Repeatable.",
 )
 @click.option(
     "--model",
@@ -50,23 +50,28 @@ def keys() -> None:
     multiple=True,
     help="A model it may ask for; repeatable. Default: all.",
 )
-@click.option("--requests-per-minute", metavar="N", type=_LIMIT, help="Most requests a minute.")
 @click.option(
-    "--tokens-per-minute", metavar="N", type=_LIMIT, help="Most tokens a minute, both ways."
+    "--requests-per-minute", metavar="N", type=values.count, help="Most requests a minute."
 )
-@click.option("--concurrency", metavar="N", type=_LIMIT, help="Most requests at a time.")
 @click.option(
-    "--tokens-per-day", metavar="N", type=_LIMIT, help="Most tokens a UTC day, both ways."
+    "--tokens-per-minute", metavar="N", type=values.count, help="Most tokens a minute, both ways."
+)
+@click.option("--concurrency", metavar="N", type=values.count, help="Most requests at a time.")
+@click.option(
+    "--tokens-per-day", metavar="N", type=values.count, help="Most tokens a UTC day, both ways."
 )
 @click.option(
     "--weight",
     metavar="W",
-    type=WEIGHT,
-    default=1.0,
+    type=values.weight,
+    default="1",
     help="Its share of a busy server against other keys' 1; 0.01 to 100.",
 )
 @click.option(
-    "--expires", metavar="WHEN", type=EXPIRY, help="30d, 12h, or 2026-12-31 (the end of that day)."
+    "--expires",
+    metavar="WHEN",
+    type=values.expiry,
+    help="30d, 12h, or 2026-12-31 (the end of that day).",
 )
 @_JSON
 @takes_store
@@ -130,7 +135,7 @@ def revoke(store: Store, *, which: str) -> None:
 @click.option(
     "--grace",
     metavar="TIME",
-    type=DURATION,
+    type=values.duration,
     help="How long the old key still works: 24h, 30m, 7d. Default: not at all.",
 )
 @_JSON
@@ -152,8 +157,8 @@ def rotate(store: Store, *, which: str, grace: float | None, as_json: bool) -> N
 
 
 @keys.command(short_help="Show what keys used, by day and model.")
-@click.option("--from", "first", metavar="DAY", type=Day(), help="First UTC day: 2026-12-31.")
-@click.option("--to", "last", metavar="DAY", type=Day(), help="Last UTC day. Default: today.")
+@click.option("--from", "first", metavar="DAY", type=values.day, help="First UTC day: 2026-12-31.")
+@click.option("--to", "last", metavar="DAY", type=values.day, help="Last UTC day. Default: today.")
 @click.option("--key", "which", metavar="ID|NAME", help="One key only.")
 @_JSON
 @takes_store
@@ -162,7 +167,7 @@ def usage(
 ) -> None:
     """Show requests and tokens by day, key, model and outcome: of the last 30 days, unless
     --from says otherwise."""
-    last = last or today()
+    last = last or values.today()
     first = first or last - timedelta(days=29)
     if first > last:
         raise click.UsageError(f"--from {first} is after --to {last}.")

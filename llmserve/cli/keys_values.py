@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import TypeVar
 
 import click
 
@@ -17,30 +17,20 @@ _DURATION = re.compile(r"(\d{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _LONGEST_SECONDS = 100 * 366 * 86_400
 
-
-class Value(click.ParamType):
-    """A type made of a function that returns the value, or ``None`` for what it does not
-    accept."""
-
-    def __init__(self, name: str, allowed: str, read: Callable[[str], Any]) -> None:
-        self.name = name
-        self._allowed = allowed
-        self._read = read
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        result = self._read(value.strip())
-        if result is None:
-            self.fail(f"{value[:100]!r} is not allowed; it must be {self._allowed}.", param, ctx)
-        return result
+T = TypeVar("T")
 
 
-class Day(Value):
-    """A UTC day."""
+def _reader(read: Callable[[str], T | None], allowed: str) -> Callable[[str], T]:
+    """What click calls with the text of an option; ``read`` returns ``None`` for what it
+    does not accept."""
 
-    def __init__(self) -> None:
-        super().__init__("day", "a day such as 2026-12-31", _day)
+    def convert(text: str) -> T:
+        value = read(text.strip())
+        if value is None:
+            raise click.BadParameter(f"{text[:100]!r} is not allowed; it must be {allowed}.")
+        return value
+
+    return convert
 
 
 def today() -> date:
@@ -76,6 +66,11 @@ def _day(text: str) -> date | None:
         return None
 
 
+def _count(text: str) -> int | None:
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else 0
+    return number or None
+
+
 def _weight(text: str) -> float | None:
     try:
         weight = float(text)
@@ -84,12 +79,13 @@ def _weight(text: str) -> float | None:
     return weight if math.isfinite(weight) and 0.01 <= weight <= 100 else None
 
 
-KEY_NAME = Value(
-    "name",
+key_name = _reader(
+    _name,
     "up to 64 letters, digits and _.@:+- (and neither 'anonymous' nor begin with 'key-' or "
     "'static-', which are taken)",
-    _name,
 )
-DURATION = Value("time", "a number with s, m, h, d or w, such as 24h", _duration)
-EXPIRY = Value("when", "such as 30d or 12h, or a day to come such as 2026-12-31", _expiry)
-WEIGHT = Value("weight", "a number from 0.01 to 100", _weight)
+count = _reader(_count, "a whole number, 1 or more, of at most 15 digits")
+duration = _reader(_duration, "a number with s, m, h, d or w, such as 24h")
+expiry = _reader(_expiry, "such as 30d or 12h, or a day to come such as 2026-12-31")
+day = _reader(_day, "a day such as 2026-12-31")
+weight = _reader(_weight, "a number from 0.01 to 100")

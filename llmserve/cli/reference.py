@@ -36,9 +36,13 @@ def commands() -> str:
     """The help of every command."""
     group = build_group()
     blocks = [_help(group, "llmserve", "")]
-    blocks += [
-        _help(command, f"llmserve {name}", "## ") for name, command in group.commands.items()
-    ]
+    for name, command in group.commands.items():
+        blocks.append(_help(command, f"llmserve {name}", "## "))
+        if isinstance(command, click.Group):
+            blocks += [
+                _help(part, f"llmserve {name} {part_name}", "### ")
+                for part_name, part in command.commands.items()
+            ]
     return "\n".join(blocks)
 
 

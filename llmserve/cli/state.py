@@ -12,10 +12,14 @@ import click
 
 def default_state_path(environ: Mapping[str, str]) -> Path:
     """The file with keys and usage when the settings name none. A relative
-    ``XDG_STATE_HOME`` does not count, as its specification says."""
-    given = environ.get("XDG_STATE_HOME", "")
-    base = Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state"
-    return base / "llmserve" / "llmserve.db"
+    ``XDG_STATE_HOME`` does not count, as its specification says. Without a home folder,
+    as some services and containers are, it is in ``/var/lib``."""
+    given, home = Path(environ.get("XDG_STATE_HOME", "")), Path(environ.get("HOME", ""))
+    if given.is_absolute():
+        return given / "llmserve" / "llmserve.db"
+    if home.is_absolute():
+        return home / ".local" / "state" / "llmserve" / "llmserve.db"
+    return Path("/var/lib/llmserve/llmserve.db")
 
 
 def takes_store(body: Callable[..., int | None]) -> Callable[..., int | None]:

@@ -23,6 +23,7 @@ _DEFAULTS = {
     "tcp_user_timeout": "5000",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
+    "keepalives_count": "3",
 }
 # What PostgreSQL says when trying again later is no use.
 _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password")
@@ -99,13 +100,19 @@ def connection_info(url: str) -> str:
         raise ConfigError(
             "state.url: PostgreSQL needs the extra 'postgres': pip install 'llmserve[postgres]'."
         ) from None
+    wrong = ConfigError(
+        "state.url: this is not a PostgreSQL URL; it must be like "
+        "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters written as %XX."
+    )
     try:
         given = conninfo_to_dict(url)
     except ProgrammingError:
-        raise ConfigError(
-            "state.url: this is not a PostgreSQL URL; it must be like "
-            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters written as %XX."
-        ) from None
+        raise wrong from None
+    # An @ in a password that is not written %40 makes the rest of it a part of the host,
+    # which later messages would show.
+    ports = str(given.get("port", "")).replace(",", "")
+    if "@" in str(given.get("host", "")) or not (ports.isdigit() or ports == ""):
+        raise wrong
     return make_conninfo("", **(_DEFAULTS | given))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 import uuid
@@ -18,6 +19,7 @@ FLUSH_SECONDS = 0.5
 """How long usage waits to be written. With the time of one write on top, ``kill -9``
 loses less than a second."""
 
+_TICKS_BETWEEN_CHECKS = 4
 _MAX_ROWS = 100_000
 
 _Row = tuple[str, str, str, Outcome]
@@ -69,10 +71,13 @@ class UsageWriter:
         counts[3] += completion
 
     async def keep_writing(self) -> None:
-        """Write for as long as this task lives."""
-        while True:
+        """Write for as long as this task lives. Now and then look whether one could: an idle
+        server with a full disk must say so before it takes a request."""
+        for tick in itertools.count():
             await asyncio.sleep(FLUSH_SECONDS)
             await self.flush()
+            if tick % _TICKS_BETWEEN_CHECKS == 0 and self._batch is None:
+                await self._check()
 
     async def flush(self) -> None:
         """Write all that there is now. A failure is logged once, and shown by ``failing``."""
@@ -89,6 +94,14 @@ class UsageWriter:
         lost = len(self._counts) + (len(self._batch[1]) if self._batch else 0)
         if lost:
             log.error("%d rows of usage could not be written: %s", lost, self.failing)
+
+    async def _check(self) -> None:
+        try:
+            await asyncio.to_thread(self._store.check)
+        except LlmserveError as error:
+            self._failed(error.message)
+        else:
+            self._succeeded()
 
     async def _write(self, number: BatchId, rows: list[UsageRow]) -> None:
         try:

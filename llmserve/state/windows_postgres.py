@@ -12,26 +12,25 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any, LiteralString
+from collections.abc import Coroutine, Sequence
+from typing import Any, LiteralString, TypeVar
 
-import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
 from llmserve.state.postgres import connection_info
 from llmserve.state.windows import UNLIMITED, Grant, is_unlimited, refuse, standing
 from llmserve.state.windows_memory import MemoryWindows
 from llmserve.types import Caller
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 _RENEW_SECONDS = 2.0
-_FAILURES = (psycopg.Error, PoolTimeout, PoolClosed, TimeoutError, OSError)
 
 _TAKE = "SELECT * FROM llmserve_take(%s, %s, %s, %s, %s, %s, %s, %s)"
-_SETTLE = "SELECT llmserve_settle(%s, %s, %s, %s, %s, %s, %s)"
+_SETTLE = "SELECT llmserve_settle(%s, %s, %s, %s, %s, %s)"
 _RENEW = "SELECT llmserve_renew(%s, %s)"
 
 
@@ -57,15 +56,16 @@ class PostgresWindows:
             open=False,
         )
         self._leases: dict[str, Grant] = {}
-        self._endings: dict[str, tuple[Any, ...]] = {}
+        self._endings: dict[str, dict[str, tuple[Any, ...]]] = {}
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._to_end = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._broken = False
 
     async def open(self) -> None:
         """Begin to connect, to renew leases and to settle."""
-        # psycopg's pool logs every failed attempt by itself; one line from us is enough.
-        logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+        # psycopg logs every failed attempt by itself; one line from us is enough.
+        logging.getLogger("psycopg").setLevel(logging.CRITICAL)
         await self._pool.open(wait=False)
         self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._settle())]
 
@@ -79,15 +79,16 @@ class PostgresWindows:
         lease = uuid.uuid4().hex
         minute = (limits.requests_per_minute, limits.tokens_per_minute)
         most = (limits.concurrency, limits.tokens_per_day)
+        decision = self._start(
+            self._decide((caller.id, lease, *minute, *most, tokens, self._lease_s))
+        )
         try:
-            async with asyncio.timeout(_WAIT_SECONDS):
-                row = await self._call(
-                    _TAKE, (caller.id, lease, *minute, *most, tokens, self._lease_s)
-                )
+            row = await _within(_WAIT_SECONDS, decision)
         except BaseException as error:
-            # It may have been granted although nobody has heard of it.
-            self._end(lease, (caller.id, lease, *minute, tokens, 0, True))
-            if not isinstance(error, _FAILURES):
+            # It may have been granted although nobody has heard of it, or may yet be.
+            unheard = (caller.id, lease, *minute, tokens, 0)
+            decision.add_done_callback(lambda _: self._end(unheard))
+            if not isinstance(error, Exception):
                 raise
             self._failed(error)
             return await self._local.take(caller, tokens)
@@ -118,8 +119,7 @@ class PostgresWindows:
         del self._leases[grant.lease]
         limits = grant.limits
         minute = (limits.requests_per_minute, limits.tokens_per_minute)
-        values = (grant.caller_id, grant.lease, *minute, grant.estimate, tokens, False)
-        self._end(grant.lease, values)
+        self._end((grant.caller_id, grant.lease, *minute, grant.estimate, tokens))
 
     async def aclose(self) -> None:
         """Settle what is left, for a second at most, and disconnect."""
@@ -127,21 +127,37 @@ class PostgresWindows:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            async with asyncio.timeout(_WAIT_SECONDS):
-                while self._endings:
-                    await self._end_next()
-        except _FAILURES as error:
-            log.warning("%d requests were not settled: %s", len(self._endings), error)
+            await _within(_WAIT_SECONDS, self._start(self._deliver(list(self._endings))))
+        except Exception as error:
+            count = sum(map(len, self._endings.values()))
+            log.warning("%d requests were not settled: %s", count, error)
         await self._pool.close(timeout=_WAIT_SECONDS)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # Nobody else may ask, and asyncio would complain.
+
+    async def _decide(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        # A place that has just been given back must be free for the next request.
+        await self._deliver([values[0]])
+        return await self._call(_TAKE, values)
 
     async def _call(self, sql: LiteralString, values: Sequence[Any]) -> tuple[Any, ...]:
         async with self._pool.connection() as connection:
             row = await (await connection.execute(sql, values)).fetchone()
         return row or ()
 
-    def _end(self, lease: str, values: tuple[Any, ...]) -> None:
+    def _end(self, values: tuple[Any, ...]) -> None:
         # Bounded by the requests under way: while PostgreSQL is away it grants nothing.
-        self._endings[lease] = values
+        caller_id, lease, *_ = values
+        self._endings.setdefault(caller_id, {})[lease] = values
         self._to_end.set()
 
     async def _settle(self) -> None:
@@ -150,25 +166,35 @@ class PostgresWindows:
             self._to_end.clear()
             while self._endings:
                 try:
-                    async with asyncio.timeout(_WAIT_SECONDS):
-                        await self._end_next()
-                except _FAILURES as error:
+                    await _within(_WAIT_SECONDS, self._start(self._deliver(list(self._endings))))
+                except Exception as error:
                     self._failed(error)
                     await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _end_next(self) -> None:
-        lease, values = next(iter(self._endings.items()))
-        await self._call(_SETTLE, values)
-        self._endings.pop(lease, None)
+    async def _deliver(self, callers: Sequence[str]) -> None:
+        """Send what is settled of these callers, in one round trip; twice does no harm."""
+        # In one order everywhere: replicas that lock the same callers must not deadlock.
+        batch = [
+            values for each in sorted(callers) for values in self._endings.get(each, {}).values()
+        ]
+        if not batch:
+            return
+        async with self._pool.connection() as connection, connection.cursor() as cursor:
+            await cursor.executemany(_SETTLE, batch)
+        for caller_id, lease, *_ in batch:
+            endings = self._endings.get(caller_id, {})
+            endings.pop(lease, None)
+            if not endings:
+                self._endings.pop(caller_id, None)
 
     async def _renew(self) -> None:
         """Keep our leases, and find out when PostgreSQL is back."""
         while True:
             await asyncio.sleep(_RETRY_SECONDS if self._broken else self._renew_s)
             try:
-                async with asyncio.timeout(_WAIT_SECONDS):
-                    await self._call(_RENEW, (list(self._leases), self._lease_s))
-            except _FAILURES as error:
+                renewal = self._call(_RENEW, (list(self._leases), self._lease_s))
+                await _within(_WAIT_SECONDS, self._start(renewal))
+            except Exception as error:
                 self._failed(error)
             else:
                 self._recovered()
@@ -185,3 +211,16 @@ class PostgresWindows:
         if self._broken:
             self._broken = False
             log.warning("PostgreSQL answers again: the limits are shared again")
+
+
+async def _within(seconds: float, task: asyncio.Task[T]) -> T:
+    """Await it no longer than that. Not ``asyncio.timeout``: psycopg answers a cancellation
+    only when it has told the server, which takes seconds when the server hangs. Raises
+    ``TimeoutError``."""
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise TimeoutError("no answer in time")
+    finally:
+        task.cancel()
+    return task.result()

@@ -97,16 +97,17 @@ BEGIN
     day_used := w.day_used;
 END $$"""
 
-# ``must_hold``: charge nothing unless the lease is there (a take that nobody waited for).
+# Nothing is charged unless the lease is there: so it may be called twice, or for a take
+# of which nobody knows whether it was granted.
 _SETTLE = """
 CREATE FUNCTION llmserve_settle(the_key text, the_lease text, per_minute_requests bigint,
-    per_minute_tokens bigint, estimate bigint, actual bigint, must_hold boolean)
+    per_minute_tokens bigint, estimate bigint, actual bigint)
     RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     w llmserve_windows := llmserve_current(the_key, per_minute_requests, per_minute_tokens);
 BEGIN
     DELETE FROM llmserve_leases WHERE id = the_lease;
-    IF must_hold AND NOT FOUND THEN
+    IF NOT FOUND THEN
         RETURN;
     END IF;
     w.tokens_used := greatest(
@@ -115,7 +116,8 @@ BEGIN
     PERFORM llmserve_save(w);
 END $$"""
 
-# SKIP LOCKED: whoever settles one of them at this moment removes it anyway.
+# A lease that ran out counts no more, and is kept for a while: when PostgreSQL was away,
+# its request is still to be charged. SKIP LOCKED: whoever holds one settles it just now.
 _RENEW = """
 CREATE FUNCTION llmserve_renew(leases text[], lease_seconds double precision)
     RETURNS void LANGUAGE plpgsql AS $$
@@ -126,7 +128,8 @@ BEGIN
     UPDATE llmserve_leases SET expires_at = now_at + lease_seconds WHERE id IN (
         SELECT id FROM llmserve_leases WHERE id = ANY (leases) FOR UPDATE SKIP LOCKED);
     DELETE FROM llmserve_leases WHERE id IN (
-        SELECT id FROM llmserve_leases WHERE expires_at <= now_at FOR UPDATE SKIP LOCKED);
+        SELECT id FROM llmserve_leases WHERE expires_at <= now_at - 20 * lease_seconds
+        FOR UPDATE SKIP LOCKED);
 END $$"""
 
 WINDOW_MIGRATIONS = ((*_TABLES, _CURRENT, _SAVE, _TAKE, _SETTLE, _RENEW),)

@@ -147,7 +147,8 @@ def test_the_server_gets_gpus_shared_memory_and_the_weights_cache(
     assert device["driver"] == "nvidia"
     assert device["capabilities"] == ["gpu"]
     assert server["shm_size"] == "16gb"
-    assert server["volumes"] == [f"cache:{dockerfile.all('VOLUME')[0]}"]
+    cache, state = dockerfile.all("VOLUME")
+    assert server["volumes"] == [f"cache:{cache}", f"state:{state}"]
 
 
 def test_prometheus_reads_the_key_that_the_server_wants(

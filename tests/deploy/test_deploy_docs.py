@@ -61,8 +61,9 @@ def test_the_pod_uses_routes_ports_and_paths_that_exist(
     assert {word for word in container["args"] if word.startswith("--")} <= serve_flags
     assert f"{pod['securityContext']['runAsUser']}" == dockerfile.all("USER")[-1].split(":")[0]
     mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
-    assert mounts["cache"] == dockerfile.all("VOLUME")[0]
+    assert [mounts["cache"], mounts["state"]] == dockerfile.all("VOLUME")
     assert mounts.keys() == {each["name"] for each in pod["volumes"]}
     grace = pod["terminationGracePeriodSeconds"]
-    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    pause = float(env["LLMSERVE_SERVER__DRAIN_GRACE_S"])
     assert grace > Settings().server.drain_timeout_s + pause

@@ -87,13 +87,15 @@ def test_usage_statistics_are_off(dockerfile) -> None:
 
 
 def test_every_cache_is_inside_the_volume_and_the_user_owns_it(dockerfile) -> None:
-    [volume] = dockerfile.all("VOLUME")
+    volume, state = dockerfile.all("VOLUME")
     caches = {name: value for name, value in dockerfile.env().items() if "cache" in value}
     assert {"HF_HOME", "LLMSERVE_CACHE", "VLLM_CACHE_ROOT", "XDG_CACHE_HOME"} <= caches.keys()
     for name, value in caches.items():
         assert Path(value).is_relative_to(volume), name
     uid, gid = dockerfile.all("USER")[-1].split(":")
-    assert any(f"install -d -o {uid} -g {gid} {volume}" in run for run in dockerfile.all("RUN"))
+    made = f"install -d -o {uid} -g {gid} {volume} {state}"
+    assert any(made in run for run in dockerfile.all("RUN"))
+    assert state == f"{dockerfile.env()['XDG_STATE_HOME']}/llmserve"
 
 
 def test_it_starts_the_command_that_the_package_installs(

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings_layers": BASE | {"settings_keys", "settings_yaml", "engine"},
     "settings_load": BASE | {"settings_keys", "settings_layers", "settings_yaml"},
     "modelfile": BASE,
+    "loadtest": BASE,
     "provision": BASE,
     "engine": BASE | {"provision"},
     "state": BASE,
@@ -32,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "http": BASE | {"engine", "gateway", "observability", "services", "state"},
     "announce": BASE,
     "app": BASE | {"engine", "gateway", "observability", "services", "http", "state"},
-    "process": BASE | {"engine", "services", "app", "announce"},
+    "process": BASE | {"engine", "services", "app", "announce", "http"},
     "early": set(),
     "server": BASE | {"observability", "early", "process"},
     "cli": BASE
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "engine",
         "modelfile",
         "state",
+        "loadtest",
     },
 }
 FOREIGN = {"vllm", "torch"}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 PASSWORD = "correct-horse"
@@ -23,10 +24,23 @@ PASSWORD = "correct-horse"
 
 @dataclass(frozen=True)
 class Server:
+    process: psutil.Process
     port: int
 
     def url(self, database: str, password: str = PASSWORD) -> str:
         return f"postgresql://llmserve:{password}@127.0.0.1:{self.port}/{database}"
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Nothing moves, though all connections stay."""
+        processes = [self.process, *self.process.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
     def run(self, sql: str) -> list[Any]:
         """Run a statement as an administrator."""
@@ -109,9 +123,9 @@ def running(bin_folder: Path) -> Iterator[Server]:
                 cwd=folder,
             )
             try:
-                yield _reachable(Server(port), server, folder / "log")
+                yield _reachable(Server(psutil.Process(server.pid), port), server, folder / "log")
             finally:
-                server.send_signal(signal.SIGINT)
+                server.send_signal(signal.SIGQUIT)
                 server.wait(30)
         finally:
             shutil.rmtree(folder)

@@ -62,6 +62,7 @@ def test_a_server_that_is_not_there() -> None:
         "postgresql://u:hunter2@h:notaport:5/d",
         "postgresql://u:hunter2@h/d?nonsense=hunter2",
         "postgresql://u:hunter2%zz@h/d",
+        "postgresql://u:p@hunter2@h/d",
         "mysql://u:hunter2@h/d",
         "http://[hunter2",
     ],
