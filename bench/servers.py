@@ -66,7 +66,7 @@ class Server:
                 [*command, "--port", str(self.port)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | ENVIRONMENT | {"XDG_STATE_HOME": str(log.parent)},
                 start_new_session=True,  # Ctrl-C is ours; we stop the servers in order
             )
         self.pid = self._process.pid

@@ -30,10 +30,12 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = log
         command = [sys.executable, "-m", "llmserve", "serve", *args, "--port", str(self.port)]
+        # The state of whoever runs the tests is none of our business.
+        own = {"XDG_STATE_HOME": str(log.parent)}
         self.started = time.monotonic()
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | (env or {})
+                command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | own | (env or {})
             )
 
     @property
