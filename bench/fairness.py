@@ -37,7 +37,7 @@ ARGS = (
     "engine.long_prefill_token_threshold=16",
     "logging.access=false",
 )
-WORDS = ["river", "stone", "lamp", "garden", "window", "table", "quiet", "morning", "letter", "bridge", "winter", "apple"]
+WORDS = ("river", "stone", "lamp", "garden", "window", "table", "morning", "letter", "bridge")
 
 
 @dataclass

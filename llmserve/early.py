@@ -46,20 +46,23 @@ def _serve(listener: socket.socket, woken: socket.socket) -> None:
             connection, _ = listener.accept()
             with connection:
                 until = time.monotonic() + _CLIENT_SECONDS
-                path = _path(connection, until)
-                connection.sendall(_reply(path))
+                method, path = _request_line(connection, until)
+                reply = _reply(path)
+                head_only = reply[: reply.index(b"\r\n\r\n") + 4]
+                connection.sendall(head_only if method == "HEAD" else reply)
                 _drain(connection, until)
 
 
-def _path(connection: socket.socket, until: float) -> str:
+def _request_line(connection: socket.socket, until: float) -> tuple[str, str]:
+    """Method and path; empty when there is no whole request line."""
     head = b""
     while b"\r\n" not in head and len(head) < _HEAD_BYTES:
         part = _receive(connection, until)
         if not part:
             break
         head += part
-    words = head.split(b"\r\n", 1)[0].split(b" ")
-    return words[1].partition(b"?")[0].decode("latin-1") if len(words) == 3 else ""
+    words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
+    return (words[0], words[1].partition("?")[0]) if len(words) == 3 else ("", "")
 
 
 def _reply(path: str) -> bytes:

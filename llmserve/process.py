@@ -13,8 +13,10 @@ import contextlib
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from llmserve.announce import announce
 from llmserve.app import build_app, build_services
 from llmserve.engine.supervisor import Status
 from llmserve.errors import ConfigError, Draining, LlmserveError
+from llmserve.http.connection import protocol_class
 from llmserve.services import Services
 from llmserve.settings import Settings
 from llmserve.types import Stage
@@ -36,6 +39,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FLUSH_SECONDS = 2.0
 _CLOSE_SECONDS = 5
 _POLL_SECONDS = 0.02
+_OTHER_FILES = 256
+"""Open files kept for all that is no connection of a client."""
 
 
 class Process:
@@ -63,9 +68,10 @@ class Process:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         # We end streams ourselves; sse-starlette would cut them when uvicorn stops.
         AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+        server = self._settings.server
         config = uvicorn.Config(
             app=build_app(self._services),
-            http="httptools",
+            http=protocol_class(server, connections_within(server.max_connections)),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -137,6 +143,20 @@ class Process:
                 while admission.in_flight:  # noqa: ASYNC110  # rare, and short
                     await asyncio.sleep(_POLL_SECONDS)
         return not admission.in_flight
+
+
+def connections_within(wanted: int) -> int:
+    """As many of ``wanted`` connections as the process may have open files, after raising
+    that limit as far as the system lets it: without files left, nobody can even be told."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if n == resource.RLIM_INFINITY else n for n in limits)
+    if soft < wanted + _OTHER_FILES:
+        soft = min(hard, wanted + _OTHER_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+    most = max(soft - _OTHER_FILES, soft // 2)
+    if most < wanted:
+        log.warning("only %d connections: the limit of open files is %d", most, soft)
+    return min(wanted, most)
 
 
 def check_exposure(settings: Settings, *, keys: bool) -> None:

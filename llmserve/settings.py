@@ -250,6 +250,15 @@ class RuntimeSettings(_Section):
     )
 
 
+class CatalogSettings(_Section):
+    """Model files that can be looked into over HTTP, loaded or not."""
+
+    folders: tuple[str, ...] = Field(
+        (), description="Folders of models that GET /models lists; nothing outside is reachable."
+    )
+    hub_cache: bool = Field(True, description="List the models of the Hugging Face cache as well.")
+
+
 class Settings(_Section):
     """The whole tree. ``engine`` holds arguments of vLLM itself, under vLLM's own names
     (``tensor_parallel_size``, ``max_model_len``, …); they are checked against the
@@ -265,4 +274,5 @@ class Settings(_Section):
     metrics: MetricsSettings = MetricsSettings()
     logging: LoggingSettings = LoggingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    catalog: CatalogSettings = CatalogSettings()
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments.")

@@ -25,12 +25,14 @@ class Context:
     """What an engine must know of a request besides its body.
 
     ``request_id`` becomes part of the ids in the reply; ``model`` is the name that the
-    reply carries (the engine's served name, or that of an adapter).
+    reply carries (the engine's served name, or that of an adapter). ``cache_salt``: see
+    ``GenerateRequest``.
     """
 
     request_id: str
     model: str
     adapter: str | None = None
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ class Engine(Protocol):
 
     def load(self) -> Load:
         """Requests and KV cache in use at this moment."""
+        ...
+
+    def steps(self) -> int:
+        """How many steps the engine has made since its start. A step moves every running
+        request on; while requests run and this stands still, the engine is stuck."""
         ...
 
     def alive(self) -> bool:

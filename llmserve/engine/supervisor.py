@@ -1,6 +1,10 @@
 """Keeps one engine alive: starts it, proves that it generates, restarts it when it dies.
 
 starting ──first token──▶ READY ──core died──▶ RESTARTING (backoff) ──▶ starting
+    │                     │  ▲                   ▲
+    │              no step│  │a step             │
+    │                     ▼  │                   │
+    │                    STALLED ──for too long──┘
     └──cannot ever work, or failed too often──▶ FAILED
 """
 
@@ -53,6 +57,20 @@ class Status:
         return min(1.0, passed / (len(START_STAGES) - 1))
 
 
+class Progress:
+    """Tells for how long an engine that has requests has made no step."""
+
+    def __init__(self, now: float) -> None:
+        self._steps = -1
+        self._since = now
+
+    def stuck_seconds(self, steps: int, requests: int, now: float) -> float:
+        """Seconds without a step, at ``now``; 0 while there is nothing to do."""
+        if steps != self._steps or requests == 0:
+            self._steps, self._since = steps, now
+        return now - self._since
+
+
 class Supervisor:
     """Owns the engine. ``engine()`` hands it out while it is ready."""
 
@@ -91,12 +109,12 @@ class Supervisor:
         failures = 0
         while True:
             try:
-                await self._start()
+                engine = await self._start()
                 failures = 0
-                await self._watch()
+                end = await self._watch(engine)
                 if self.stopping:
                     return
-                self._died()
+                self._died(end)
             except _FINAL as error:
                 self._give_up(error)
                 return
@@ -115,21 +133,46 @@ class Supervisor:
         await self._close()
         self._enter(Stage.STOPPED, "The server is shutting down.")
 
-    async def _start(self) -> None:
-        self._engine = await self._make_engine(self._report)
-        await self._engine.start(self._report)
+    async def _start(self) -> Engine:
+        engine = self._engine = await self._make_engine(self._report)
+        await engine.start(self._report)
         self._enter(Stage.WARMING)
-        await _first_token(self._engine)
+        await _first_token(engine)
         self._enter(Stage.READY)
+        return engine
 
-    async def _watch(self) -> None:
-        while self._engine is not None and self._engine.alive():  # noqa: ASYNC110  # no event
+    async def _watch(self, engine: Engine) -> str:
+        """Return when the engine is dead or stuck for good: what happened to it."""
+        progress = Progress(time.monotonic())
+        while engine.alive():
+            load = engine.load()
+            requests = load.running + load.waiting
+            stuck = progress.stuck_seconds(engine.steps(), requests, time.monotonic())
+            if 0 < self._settings.stall_restart_s <= stuck:
+                return f"made no step for {stuck:.0f} s with {requests} requests"
+            self._judge(stuck, requests)
             await asyncio.sleep(_WATCH_SECONDS)
+        return "died"
 
-    def _died(self) -> None:
-        log.error("The engine died; restarting it.")
+    def _judge(self, stuck: float, requests: int) -> None:
+        """Ready means able: not while requests run and nothing comes of them."""
+        if 0 < self._settings.stall_timeout_s <= stuck:
+            reason = (
+                f"The engine has made no step for {stuck:.0f} s; "
+                f"requests waiting for it: {requests}."
+            )
+            if self.status.stage is not Stage.STALLED:
+                log.error("%s It counts as not ready until it makes one.", reason)
+                self._enter(Stage.STALLED, reason)
+            self.status = replace(self.status, reason=reason)
+        elif self.status.stage is Stage.STALLED:
+            log.warning("The engine makes steps again.")
+            self._enter(Stage.READY)
+
+    def _died(self, what: str) -> None:
+        log.error("The engine %s; restarting it.", what)
         self.status = replace(self.status, restarts=self.status.restarts + 1)
-        self._enter(Stage.RESTARTING, "The engine died and is being restarted.")
+        self._enter(Stage.RESTARTING, f"The engine {what} and is being restarted.")
 
     async def _back_off(self, failures: int) -> None:
         delay = self._settings.restart_first_s * 2 ** max(0, failures - 1)
@@ -150,7 +193,7 @@ class Supervisor:
             self._loop.call_soon_threadsafe(self._progress, stage, progress)
 
     def _progress(self, stage: Stage, progress: float | None) -> None:
-        if self.status.stage in (Stage.READY, Stage.STOPPED, Stage.FAILED):
+        if self.status.stage in (Stage.READY, Stage.STALLED, Stage.STOPPED, Stage.FAILED):
             return
         if stage is not self.status.stage:
             self._enter(stage)

@@ -46,7 +46,7 @@ def _header_timeout(request: Request) -> float | None:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise InvalidRequest(
-            f"The header {TIMEOUT_HEADER} is {text[:40]!r}; it must be a number of seconds above 0.",
+            f"The header {TIMEOUT_HEADER} is {text[:40]!r}; it must be seconds, above 0.",
             param=TIMEOUT_HEADER,
         )
     return seconds

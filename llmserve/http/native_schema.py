@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from llmserve.engine.grammars import check_regex, check_schema
 from llmserve.errors import InvalidRequest
 from llmserve.settings import LimitSettings
 from llmserve.types import Constraint, GenerateRequest, Message, Sampling
@@ -61,7 +62,10 @@ class GenerateBody(_Body):
     json_schema: dict[str, Any] | None = Field(None, description="{} means any JSON object.")
     regex: Text | None = None
     choice: Annotated[list[Text], Field(min_length=1)] | None = None
-    priority: int = Field(0, ge=-_INT32, lt=_INT32, description="Lower is served earlier.")
+    priority: int = Field(0, ge=-100, le=100, description="Lower is served earlier.")
+    timeout_s: Finite | None = Field(
+        None, gt=0, description="Seconds after which the request ends with an error."
+    )
 
 
 def parse(body: dict[str, Any], limits: LimitSettings, request_id: str) -> GenerateRequest:
@@ -134,10 +138,10 @@ def _check_limits(wire: GenerateBody, limits: LimitSettings) -> None:
     stop = [wire.stop] if isinstance(wire.stop, str) else wire.stop or []
     grammar = wire.json_schema or wire.regex or wire.choice or ""
     checks = (
-        ("n", wire.n, limits.max_n, "choices"),
-        ("logprobs", wire.logprobs or 0, limits.max_logprobs, "alternatives"),
+        ("n", wire.n, limits.max_n, ""),
+        ("logprobs", wire.logprobs or 0, limits.max_logprobs, ""),
         ("stop", len(stop), limits.max_stop_strings, "stop strings"),
-        ("stop", max(map(len, stop), default=0), limits.max_stop_chars, "characters each"),
+        ("stop", max(map(len, stop), default=0), limits.max_stop_chars, "characters in a string"),
         ("logit_bias", len(wire.logit_bias or ()), limits.max_logit_bias, "entries"),
         ("messages", len(wire.messages or ()), limits.max_messages, "messages"),
         (
@@ -149,9 +153,12 @@ def _check_limits(wire: GenerateBody, limits: LimitSettings) -> None:
     )
     for field, value, most, unit in checks:
         if value > most:
-            raise InvalidRequest(
-                f"{field} is {value}; at most {most} {unit} are allowed.", param=field
-            )
+            said = f"has {value} {unit}" if unit else f"is {value}"
+            raise InvalidRequest(f"{field} {said}; at most {most} are allowed.", param=field)
+    if wire.json_schema is not None:
+        check_schema(wire.json_schema, "json_schema", limits)
+    if wire.regex is not None:
+        check_regex(wire.regex, "regex", limits)
 
 
 def _explain(error: ValidationError) -> InvalidRequest:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+from llmserve.errors import LlmserveError
 from llmserve.state.protocol import BatchId, Store, UsageRow
 from llmserve.state.windows import utc_day
 from llmserve.types import Outcome

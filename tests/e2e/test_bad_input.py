@@ -4,6 +4,7 @@ names the field, and a server that serves the next request."""
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -35,6 +36,14 @@ NATIVE_CASES = [
     ({"json_schema": {"type": "nonsense"}}, "json_schema"),
     ({"json_schema": {"$ref": "#"}}, "json_schema"),
     ({"regex": "(" * 50}, "regex"),
+    ({"regex": "(((a|b|c){0,200}d{0,200}){0,200}e){0,200}"}, "regex"),
+    ({"regex": "a^b"}, "regex"),
+    ({"json_schema": {"not": {"type": "integer"}}}, "json_schema"),
+    ({"json_schema": {"$ref": "http://example.com/\nforged"}}, "json_schema"),
+    ({"json_schema": {"type": "integer", "const": "a"}}, "json_schema"),
+    ({"json_schema": {"enum": list(range(3000))}}, "json_schema"),
+    ({"timeout_s": 0}, "timeout_s"),
+    ({"priority": 101}, "priority"),
     ({"regex": "a", "choice": ["b"]}, "choice"),
     ({"prompt": "and this"}, "prompt"),
     ({"messages": []}, "messages"),
@@ -68,6 +77,15 @@ CHAT_CASES = [
         "response_format",
     ),
     ({"tool_choice": "required"}, "tools"),
+    ({"min_tokens": 100_000}, "min_tokens"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"allowed_token_ids": [10**8]}, "allowed_token_ids"),
+    ({"priority": -101}, "priority"),
+    ({"timeout_s": "soon"}, "timeout_s"),
+    ({"cache_salt": "mine"}, "cache_salt"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": '{"not": {}}'}}, "structured_outputs.json"),
+    ({"structured_outputs": {"regex": "(.{0,8})+"}}, "structured_outputs"),
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"stop": ["x" * 1_000_000] * 7}, "stop"),
     ({"stream": "yes"}, "stream"),
@@ -107,6 +125,18 @@ def test_a_number_beyond_64_bits_leaves_nothing_behind(demo_server: Server) -> N
     assert demo_server.get("/healthz").json()["engine"]["running"] == 0
 
 
+def test_nothing_of_a_bad_grammar_reaches_the_log(demo_server: Server) -> None:
+    begun = len(demo_server.log)
+    for change in (
+        {"json_schema": {"$ref": "http://example.com/\n[00:00] forged"}},
+        {"json_schema": {"type": "string", "pattern": "a^\n[00:00] forged"}},
+        {"regex": "a{2,1}"},
+    ):
+        assert demo_server.post("/generate/stream", HELLO | change).status_code == 400
+    assert "forged" not in demo_server.log[begun:]
+    assert "Traceback" not in demo_server.log[begun:]
+
+
 def test_the_server_serves_after_all_that(demo_server: Server) -> None:
     assert_serves(demo_server)
     assert demo_server.get("/readyz").status_code == 200
@@ -127,6 +157,7 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(demo_server: Server
         assert error["code"] == "context_length_exceeded"
         assert error["param"] == "messages"
         assert "8192" in error["message"]
+        assert re.search(r"has 90\d\d tokens", error["message"])
     assert demo_server.total("vllm:prompt_tokens_total") == before
 
 

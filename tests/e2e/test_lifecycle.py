@@ -32,7 +32,8 @@ LONG: dict[str, Any] = {
 def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("lifecycle") / "log"
     args = [str(tiny_folder), "--served-model-name", "tiny", "--set", "server.drain_timeout_s=4"]
-    server = Server([*args, "--set", "server.keep_alive_s=1"], log)
+    args += ["--set", "runtime.stall_timeout_s=3", "--set", "server.keep_alive_s=1"]
+    server = Server(args, log)
     yield server
     server.stop()
 
@@ -110,6 +111,30 @@ def test_usage_of_cut_off_requests_is_counted(server: Server) -> None:
     """Four requests were cut off above; vLLM's own success counters know none of them."""
     assert server.total("llmserve_completion_tokens_total") > 4
     assert server.total("llmserve_prompt_tokens_total") == 4 * 4
+
+
+def test_an_engine_that_stands_still_is_not_ready_until_it_moves(server: Server) -> None:
+    server.wait_ready()
+    core = server.engine_core()
+    with httpx.stream("POST", server.url + "/generate/stream", json=LONG, timeout=60) as response:
+        stream = events(response)
+        next(stream)
+        core.suspend()
+        try:
+            assert server.wait(lambda: server.get("/readyz").status_code == 503, 20) > 1
+            readiness = server.get("/readyz").json()
+            assert readiness["stage"] == "stalled"
+            assert "no step for" in readiness["reason"]
+            assert server.get("/livez").status_code == 200
+            refused = server.post("/generate", LONG)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "model_not_ready"
+        finally:
+            core.resume()
+        server.wait(lambda: server.get("/readyz").status_code == 200, 20)
+        next(stream)
+    server.wait(lambda: running(server) == 0, 10)
+    assert server.total("llmserve_engine_restarts_total") == 0
 
 
 def _consume(server: Server, stream: bool) -> tuple[int, dict[str, Any]]:
@@ -212,6 +237,32 @@ def test_sigterm_while_loading_ends_quietly(tiny_folder: Path, tmp_path: Path) -
         assert "Traceback" not in server.log
     finally:
         server.stop()
+
+
+def test_kill_9_of_the_server_leaves_no_process_behind(tiny_folder: Path, tmp_path: Path) -> None:
+    server, family = Server([str(tiny_folder)], tmp_path / "log"), []
+    try:
+        server.wait_ready()
+        family = server.children()
+        assert len([process for process in family if "VLLM" in _title(process.pid)]) == 2
+        server.signal(signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while any(map(_lives, family)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not [process for process in family if _lives(process)]
+    finally:
+        server.process.kill()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _lives(process: psutil.Process) -> bool:
+    """A zombie does not: whoever adopted it may never ask for its end."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def blocks_sigint(process: psutil.Process) -> bool:

@@ -82,9 +82,11 @@ class App(httpx.Client):
 @contextmanager
 def running(script: Script = Script(), *, ready: bool = True, **sections: Nested) -> Iterator[App]:  # noqa: B008  # frozen
     """Run the application; ``sections`` are settings, as ``server={"keep_alive_s": 1}``."""
-    with tempfile.TemporaryDirectory() as folder:
-        with _running(script, Path(folder) / "state.db", ready=ready, sections=sections) as app:
-            yield app
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _running(script, Path(folder) / "state.db", ready=ready, sections=sections) as app,
+    ):
+        yield app
 
 
 @contextmanager
@@ -100,7 +102,9 @@ def _running(
 
     services = build_services(settings, make, state_path=state)
     asgi = build_app(services)
-    config = uvicorn.Config(asgi, port=0, log_config=None, access_log=False, http="httptools", ws="none")
+    config = uvicorn.Config(
+        asgi, port=0, log_config=None, access_log=False, http="httptools", ws="none"
+    )
     server = uvicorn.Server(config)
     started: list[asyncio.AbstractEventLoop] = []
 

@@ -87,9 +87,12 @@ def test_a_used_up_budget_is_told_apart_and_not_retried() -> None:
         def ask() -> Any:
             return client.completions.create(model="default", prompt="Hello", max_tokens=3)
 
-        with pytest.raises(openai.RateLimitError) as caught:
+        def ask_until_refused() -> None:
             for _ in range(20):
                 ask()
+
+        with pytest.raises(openai.RateLimitError) as caught:
+            ask_until_refused()
         assert caught.value.code == "insufficient_quota"
         assert caught.value.response.headers["x-should-retry"] == "false"
         assert app.outcomes()["rejected"] == 1, "the SDK did not try again"

@@ -113,7 +113,7 @@ def test_refusals_are_quick_and_say_when_to_come_back() -> None:
 
 
 def test_what_can_never_fit_is_400_also_when_the_server_is_full() -> None:
-    with running(STALL, admission={"max_running": 1, "max_queue": 0}) as app:
+    with running(STALL, admission={"max_running": 1, "max_queue": 0}) as app:  # noqa: SIM117
         with in_background(app, "/generate", {"prompt": "STALL"}):
             long = "x" * (4096 * app.services.supervisor.engine().info.chars_per_token + 1)
             for path, body in (
@@ -176,7 +176,7 @@ def test_deadlines_are_checked() -> None:
 
 def test_waiting_for_a_turn_has_its_own_limit() -> None:
     queue = {"max_running": 1, "queue_timeout_s": 0.1}
-    with running(STALL, admission=queue) as app:
+    with running(STALL, admission=queue) as app:  # noqa: SIM117
         with in_background(app, "/generate", {"prompt": "STALL"}):
             for path, body in (*WHOLE.items(), *STREAMS.items()):
                 reply = app.post(path, json=body)

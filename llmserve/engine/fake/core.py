@@ -26,6 +26,7 @@ class Core:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.state: State = "new"
+        self.steps = 0
         self._running = 0
         self._queue: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = 0
@@ -57,9 +58,11 @@ class Core:
     async def run(self, job: Job, meter: Meter) -> AsyncGenerator[Chunk, None]:
         """Generate all choices of a job, one token of each at every step."""
         self.check()
-        meter.prompt_tokens = job.prompt_tokens
         async with self.slot(meter, job.prompt_tokens, job.priority):
             await self._pause_until(time.monotonic() + self.script.prefill_seconds)
+            self.steps += 1
+            # As with vLLM, a prompt counts once it has been read.
+            meter.prompt_tokens = job.prompt_tokens
             due, steps = time.monotonic(), 0
             live = list(job.choices)
             held = 0
@@ -69,6 +72,7 @@ class Core:
                     await self._pause_until(due)
                     await self._misbehave(job, steps)
                     steps += 1
+                    self.steps += 1
                     for choice in tuple(live):
                         self._count_token(meter)
                         held += 1

@@ -9,6 +9,7 @@ from llmserve.engine.fake import openai
 from llmserve.engine.fake.core import Core
 from llmserve.engine.fake.job import plan_request
 from llmserve.engine.fake.script import Script
+from llmserve.engine.fake.tokens import CHARS_PER_TOKEN
 from llmserve.engine.protocol import Context, Event, Json, Report
 from llmserve.errors import NotImplementedHere, NotReady
 from llmserve.types import Chunk, GenerateRequest, Load, Meter, ModelInfo, Operation
@@ -37,6 +38,8 @@ class FakeEngine:
             max_model_len=script.max_model_len,
             tasks=script.tasks,
             adapters=script.adapters,
+            max_running=script.max_running,
+            chars_per_token=CHARS_PER_TOKEN,
         )
 
     async def start(self, report: Report) -> None:
@@ -80,6 +83,10 @@ class FakeEngine:
     def load(self) -> Load:
         """Requests and KV cache in use at this moment."""
         return self._core.load()
+
+    def steps(self) -> int:
+        """Steps of all requests together since the start."""
+        return self._core.steps
 
     def alive(self) -> bool:
         """True from a successful start until death or close."""

@@ -19,6 +19,9 @@ _BYTES = 256
 EOS = _BYTES + (1 << 7 * _PIECE_CHARS)
 """Ends a reply; it has no text. All other ids are smaller."""
 
+CHARS_PER_TOKEN = _PIECE_CHARS
+"""No token has more characters."""
+
 EOS_TEXT = "<|end|>"
 
 

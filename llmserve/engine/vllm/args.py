@@ -51,6 +51,11 @@ def build_namespace(
             raise ConfigError(f"vLLM refuses the engine settings: {message}")
 
     arguments = _defaults(settings, on_cpu=on_cpu) | dict(model_defaults) | settings.engine
+    if arguments.pop("disable_log_stats", False):
+        raise ConfigError(
+            "engine.disable_log_stats cannot be true: usage and readiness are taken from "
+            "these statistics."
+        )
     arguments |= {
         "model": model,
         "served_model_name": [settings.model.names[0]],
@@ -68,9 +73,6 @@ def build_namespace(
 def _defaults(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
     """Where our defaults differ from vLLM's; ``engine:`` overrides each of them."""
     defaults: dict[str, Any] = {
-        # Without it a request with a priority is refused; with it and no priorities the
-        # order is first come, first served all the same.
-        "scheduling_policy": "priority",
         # Cached prompt tokens belong in the bill.
         "enable_prompt_tokens_details": True,
         "max_logprobs": settings.limits.max_logprobs,

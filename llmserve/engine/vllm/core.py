@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
 from argparse import Namespace
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -22,14 +21,17 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
+from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestState
 from vllm.v1.executor import Executor
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
-from llmserve.engine.vllm.errors import GrammarRefused
+from llmserve.engine.grammars import GrammarRefused
+from llmserve.engine.vllm.tally import Tally
 from llmserve.engine.vllm.tools import bound_spaces
+from llmserve.engine.vllm.trial import Trials, to_be_tried
 from llmserve.errors import Aborted, InternalError
 from llmserve.types import Load, Meter, ModelInfo
 
@@ -37,10 +39,12 @@ Serving = TypeVar("Serving")
 
 
 class LoadProbe(StatLoggerBase):  # type: ignore[misc]  # vLLM is untyped here
-    """Keeps the newest scheduler statistics of the engine core."""
+    """Keeps the newest scheduler statistics of the engine core, and counts its steps:
+    there is a record for each, also for those that only read prompts."""
 
     def __init__(self) -> None:
         self.latest = SchedulerStats()
+        self.steps = 0
 
     def record(
         self,
@@ -49,6 +53,7 @@ class LoadProbe(StatLoggerBase):  # type: ignore[misc]  # vLLM is untyped here
         mm_cache_stats: Any = None,  # noqa: ARG002
         engine_idx: int = 0,  # noqa: ARG002
     ) -> None:
+        self.steps += 1
         if scheduler_stats is not None:
             self.latest = scheduler_stats
 
@@ -65,6 +70,7 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.taken_on: dict[str, list[RequestState]] = {}
+        self.trials: Trials | None = None
         self._numbers = itertools.count()
         super().__init__(*args, **kwargs)
 
@@ -73,19 +79,23 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
         return f"{request_id}-{next(self._numbers)}"
 
     async def add_request(self, request_id: str, *args: Any, **kwargs: Any) -> Any:
-        processor = self.output_processor
         try:
-            queue = await super().add_request(request_id, *args, **kwargs)
-        except Exception:
-            # vLLM registers a request before it sends it, and forgets to undo that.
-            processor.abort_requests([request_id], internal=False)
+            return await super().add_request(request_id, *args, **kwargs)
+        except BaseException:
+            # vLLM registers a request before it sends it, and forgets to undo that when it
+            # fails or is cancelled on the way.
+            await self.abort(request_id)
             raise
-        self.taken_on[request_id] = [
+        finally:
+            self.taken_on[request_id] = self._states(request_id)
+
+    def _states(self, request_id: str) -> list[RequestState]:
+        processor = self.output_processor
+        return [
             processor.request_states[internal]
             for internal in processor.external_req_ids.get(request_id, ())
             if internal in processor.request_states
         ]
-        return queue
 
 
 class Metered:
@@ -95,8 +105,10 @@ class Metered:
     def __init__(self, llm: ObservedLLM, meter: Meter) -> None:
         self._llm = llm
         self._meter = meter
+        self._open: set[Tally] = set()
         self.failure: Exception | None = None
         """What ended the generation; vLLM's serving classes turn it into plain text."""
+        meter.live = self._uncounted
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
@@ -107,77 +119,51 @@ class Metered:
         """As ``AsyncLLM.generate``. Raises ``Aborted`` and ``InternalError`` where vLLM
         yields an output with the finish reason ``abort`` or ``error``."""
         _bound_spaces(sampling_params)
-        request_id = self._llm.unique(request_id)
+        tally = Tally(self._llm, self._llm.unique(request_id), self._meter)
         deltas = sampling_params.output_kind is RequestOutputKind.DELTA
-        started, first, counted = time.monotonic(), True, False
+        self._open.add(tally)
         try:
-            stream = self._llm.generate(prompt, sampling_params, request_id, **options)
+            await self._try_grammar(sampling_params)
+            stream = self._llm.generate(prompt, sampling_params, tally.request_id, **options)
             async with aclosing(stream) as outputs:
                 async for output in outputs:
-                    if first:
-                        self._count_prompt(output)
-                        first = False
-                    tokens = sum(len(choice.token_ids) for choice in output.outputs)
                     if deltas:
-                        self._count_delta(tokens, output)
+                        tally.add(output)
                     elif output.finished:
-                        self._count_whole(tokens, output, started)
-                        counted = True
+                        tally.add_whole(output)
                     _refuse_abort(output, sampling_params)
                     yield output
         except Exception as error:
             self.failure = error
             raise
         finally:
-            self._count_cut_off(request_id, prompt=first, tokens=not deltas and not counted)
+            self._open.discard(tally)
+            tally.close()
 
     async def encode(
         self, prompt: Any, pooling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """As ``AsyncLLM.encode``."""
-        request_id = self._llm.unique(request_id)
-        stream = self._llm.encode(prompt, pooling_params, request_id, **options)
+        tally = Tally(self._llm, self._llm.unique(request_id), self._meter)
+        stream = self._llm.encode(prompt, pooling_params, tally.request_id, **options)
         try:
             async with aclosing(stream) as outputs:
                 async for output in outputs:
                     if output.finished:
-                        self._count_prompt(output)
+                        tally.add_prompt(output)
                     yield output
         finally:
-            self._llm.taken_on.pop(request_id, None)
+            tally.close()
 
-    def _count_prompt(self, output: RequestOutput | PoolingRequestOutput) -> None:
-        self._meter.prompt_tokens += len(output.prompt_token_ids or ())
-        self._meter.cached_tokens += output.num_cached_tokens or 0
-
-    def _count_delta(self, tokens: int, output: RequestOutput) -> None:
-        if self._meter.first_token_at is None:
-            self._meter.queue_seconds = _queue_seconds(output)
-        self._meter.add_tokens(tokens, time.monotonic())
-
-    def _count_whole(self, tokens: int, output: RequestOutput, started: float) -> None:
-        """All tokens at once, at the end: the engine's own clock knows when they came."""
-        meter, stats = self._meter, output.metrics
-        meter.completion_tokens += tokens
-        meter.last_token_at = time.monotonic()
-        if stats is None or not tokens:
+    async def _try_grammar(self, params: SamplingParams) -> None:
+        if params.structured_outputs is None or self._llm.trials is None:
             return
-        meter.queue_seconds = _queue_seconds(output)
-        if meter.first_token_at is None:
-            meter.first_token_at = min(meter.last_token_at, started + stats.first_token_latency)
-        if stats.num_generation_tokens > 1:
-            gaps = stats.num_generation_tokens - 1
-            meter.add_gaps(max(0.0, stats.last_token_ts - stats.first_token_ts) / gaps, gaps)
+        grammar = to_be_tried(params.structured_outputs)
+        if grammar is not None and (wrong := await self._llm.trials.wrong(*grammar)):
+            raise GrammarRefused(f"it {wrong}.")
 
-    def _count_cut_off(self, request_id: str, *, prompt: bool, tokens: bool) -> None:
-        """What a request used that ended before its outputs said so."""
-        states = self._llm.taken_on.pop(request_id, [])
-        if prompt and states:
-            self._meter.prompt_tokens += states[0].prompt_len
-        if tokens:
-            self._meter.completion_tokens += sum(
-                state.stats.num_generation_tokens for state in states if state.stats
-            )
+    def _uncounted(self) -> int:
+        return sum(tally.uncounted() for tally in self._open)
 
 
 class Core:
@@ -188,6 +174,11 @@ class Core:
         self.state = state
         self.info = info
         self._probe = probe
+
+    def close(self) -> None:
+        """End what belongs to the engine and is not vLLM's."""
+        if self.llm.trials is not None:
+            self.llm.trials.close()
 
     def metered(self, meter: Meter) -> Metered:
         """The engine client that counts on ``meter``."""
@@ -206,6 +197,9 @@ class Core:
     def adapter(self, name: str | None) -> LoRARequest | None:
         """The loaded LoRA adapter of that name."""
         return self.state.openai_serving_models.lora_requests[name] if name else None
+
+    def steps(self) -> int:
+        return self._probe.steps
 
     def load(self) -> Load:
         """Running and waiting are the front end's own count, so they are never stale."""
@@ -231,8 +225,11 @@ def create_llm(namespace: Namespace) -> tuple[ObservedLLM, LoadProbe]:
     return llm, probe
 
 
-async def build_core(llm: ObservedLLM, probe: LoadProbe, namespace: Namespace) -> Core:
-    """Put vLLM's serving classes around a started engine."""
+async def build_core(
+    llm: ObservedLLM, probe: LoadProbe, namespace: Namespace, *, grammar_seconds: float
+) -> Core:
+    """Put vLLM's serving classes around a started engine. ``grammar_seconds``: the time in
+    which a grammar must compile, 0 for no trial."""
     tasks = await llm.get_supported_tasks()
     state = State()
     await init_app_state(llm, state, namespace, tasks)
@@ -242,21 +239,33 @@ async def build_core(llm: ObservedLLM, probe: LoadProbe, namespace: Namespace) -
         max_model_len=llm.model_config.max_model_len,
         tasks=frozenset(tasks),
         adapters=tuple(state.openai_serving_models.lora_requests),
+        max_running=llm.vllm_config.scheduler_config.max_num_seqs,
+        chars_per_token=llm.renderer.get_tokenizer().max_chars_per_token,
     )
+    llm.trials = _trials(llm, grammar_seconds)
     return Core(llm, state, info, probe)
+
+
+def _trials(llm: ObservedLLM, seconds: float) -> Trials | None:
+    """Only for the compiler that is the default here; the others have their own limits."""
+    outputs, tokenizer = llm.vllm_config.structured_outputs_config, llm.renderer.get_tokenizer()
+    if outputs.backend != "xgrammar" or is_mistral_tokenizer(tokenizer) or seconds <= 0:
+        return None
+
+    def serialized() -> str:
+        import xgrammar
+
+        size = llm.model_config.get_vocab_size()
+        found = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
+        return str(found.serialize_json())
+
+    return Trials(serialized, compact=outputs.disable_any_whitespace, seconds=seconds)
 
 
 def _bound_spaces(params: SamplingParams) -> None:
     constraint = params.structured_outputs
     if constraint is not None and constraint.structural_tag:
         constraint.structural_tag = bound_spaces(constraint.structural_tag)
-
-
-def _queue_seconds(output: RequestOutput) -> float | None:
-    stats = output.metrics
-    if stats is None or stats.scheduled_ts <= 0:
-        return None
-    return max(0.0, float(stats.scheduled_ts - stats.queued_ts))
 
 
 def _refuse_abort(output: RequestOutput, params: SamplingParams) -> None:

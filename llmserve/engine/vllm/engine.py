@@ -67,7 +67,8 @@ class VllmEngine:
             self._creation = asyncio.ensure_future(asyncio.to_thread(_create, namespace))
             self._llm, probe = await asyncio.shield(self._creation)
             report(Stage.WARMING, None)
-            self._core = await core.build_core(self._llm, probe, namespace)
+            seconds = self._settings.limits.grammar_timeout_s
+            self._core = await core.build_core(self._llm, probe, namespace, grammar_seconds=seconds)
 
     def _prepare(self, logging_config: Path) -> Namespace:
         prepare_environment(self._settings, self._model, logging_config)
@@ -99,10 +100,15 @@ class VllmEngine:
     def load(self) -> Load:
         return self._core.load() if self._core else Load(0, 0, 0.0)
 
+    def steps(self) -> int:
+        return self._core.steps() if self._core else 0
+
     def alive(self) -> bool:
         return self._core is not None and not self._closed and not self._core.llm.errored
 
     async def aclose(self) -> None:
+        if self._core is not None:
+            self._core.close()
         llm, self._llm, self._core, self._closed = self._llm, None, None, True
         if llm is None and self._creation is not None:
             llm = await self._abandon(self._creation)

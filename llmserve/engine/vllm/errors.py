@@ -23,6 +23,7 @@ from vllm.exceptions import (
 )
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from llmserve.engine.grammars import GrammarRefused
 from llmserve.errors import (
     EngineDied,
     InternalError,
@@ -34,14 +35,6 @@ from llmserve.errors import (
     PromptTooLong,
     Unavailable,
 )
-
-
-class GrammarRefused(Exception):
-    """The engine could not compile the grammar that constrains the output."""
-
-    def __init__(self) -> None:
-        super().__init__("the engine cannot compile it, or nothing satisfies it.")
-
 
 # First match wins, so a class stands before its bases.
 TABLE: tuple[tuple[type[BaseException], type[LlmserveError]], ...] = (
@@ -65,6 +58,17 @@ TABLE: tuple[tuple[type[BaseException], type[LlmserveError]], ...] = (
 
 _TOO_LONG = {"input_tokens", "input_text"}
 _MAX_MESSAGE = 1000
+_ABOUT_PROMPT = re.compile(r"out of vocabulary|prompt cannot be empty")
+_BEGINNING = re.compile(r"`?([a-z]+(?:_[a-z]+)*)\b")
+_SAMPLING_FIELDS = frozenset(
+    (
+        *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "bad_words", "n"),
+        *("max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "logit_bias"),
+        *("allowed_token_ids", "logprob_token_ids", "truncate_prompt_tokens"),
+    )
+)
+_TYPES = frozenset(("str", "int", "float", "bool", "list", "dict", "tuple", "bytes", "none"))
 # xgrammar says where in its own C++ source it gave up; that is no business of a client.
 _GRAMMAR = re.compile(
     r"Failed to (?:transform|convert) .*? (?:into a |to )grammar: ?(.*)", re.DOTALL
@@ -135,16 +139,28 @@ def _invalid(message: str, param: str | None, fields: Fields) -> InvalidRequest:
         return InvalidRequest(
             f"{fields.grammar or 'The grammar'} cannot be enforced: {detail}", param=fields.grammar
         )
-    return InvalidRequest(message, param=param)
+    return InvalidRequest(message, param=param or _named(message, fields))
+
+
+def _named(message: str, fields: Fields) -> str | None:
+    """The field that a message is about whose sender did not say so."""
+    if _ABOUT_PROMPT.search(message):
+        return fields.prompt
+    beginning = _BEGINNING.match(message)
+    return beginning[1] if beginning and beginning[1] in _SAMPLING_FIELDS else None
 
 
 def _from_pydantic(error: ValidationError) -> InvalidRequest:
     """The first mistake in a request body, with the path to it and no class names."""
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
-    path = ".".join(
-        str(part) for part in first["loc"] if not isinstance(part, str) or part.isidentifier()
-    )
+    path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _is_field(part))
     param = getattr(cause, "parameter", None) or path or None
     detail = str(cause.args[0]) if cause is not None and cause.args else first["msg"]
     return InvalidRequest(f"{param}: {detail}" if param else detail, param=param)
+
+
+def _is_field(part: str) -> bool:
+    """Whether a part of pydantic's path is a field; the others say which branch of a union
+    was tried: a class, a type, or a word with brackets."""
+    return part.isidentifier() and part.islower() and part not in _TYPES

@@ -30,13 +30,36 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 
 from llmserve.engine.protocol import Context, Event, Json
-from llmserve.engine.vllm import conform, tools
+from llmserve.engine.vllm import conform, constraints, tools
 from llmserve.engine.vllm.core import Core, Metered
 from llmserve.engine.vllm.errors import Fields, from_error_body, translate
-from llmserve.errors import InternalError, LlmserveError, NotImplementedHere, ServerError
+from llmserve.errors import (
+    InternalError,
+    LlmserveError,
+    NotImplementedHere,
+    PromptTooLong,
+    ServerError,
+)
 from llmserve.types import Meter, Operation
 
 log = logging.getLogger(__name__)
+
+_OURS = frozenset(("timeout_s", "priority"))
+_SALTED = frozenset(
+    (
+        *(Operation.CHAT, Operation.COMPLETION, Operation.RESPONSES),
+        *(Operation.MESSAGES, Operation.EMBEDDINGS),
+    )
+)
+
+# What a prompt is made of, the field that is named in errors first.
+_COUNTED = {
+    Operation.CHAT: (
+        *("messages", "tools", "chat_template_kwargs", "add_generation_prompt"),
+        *("continue_final_message", "add_special_tokens"),
+    ),
+    Operation.COMPLETION: ("prompt", "add_special_tokens"),
+}
 
 Call = Callable[[Any, Any, Request], Awaitable[Any]]
 
@@ -95,29 +118,60 @@ async def answer(
         raise NotImplementedHere(f"This model cannot do {operation.value}.")
     fields = Fields(route.prompt_field, _grammar_field(body))
     try:
-        request = route.request.validate_python(_owned(body, operation, context))
+        owned = await _owned(body, operation, context)
+        request = route.request.validate_python(owned)
         result = await route.call(serving, request, _http_request(context))
+        _raise_if_cancelled()
+        if isinstance(result, ErrorResponse):
+            error_body = {"error": result.error.model_dump()}
+            _raise_if_error(error_body, fields, serving.engine_client)
     except Exception as error:
-        raise _ours(error, fields, context) from error
-    _raise_if_cancelled()
+        ours = _ours(error, fields, context)
+        raise await _with_real_length(core, operation, body, context, ours) from error
     client = serving.engine_client
-    if isinstance(result, ErrorResponse):
-        _raise_if_error({"error": result.error.model_dump()}, fields, client)
     if isinstance(result, AsyncGenerator):
         return _events(result, operation, fields, context, client)
     reply = tools.hide_cut_call(operation, body, _plain(result))
     return conform.reply(operation, reply, context)
 
 
+async def _with_real_length(
+    core: Core, operation: Operation, body: Json, context: Context, error: LlmserveError
+) -> LlmserveError:
+    """vLLM stops counting a prompt one past the limit and then says "at least"; who wants
+    to shorten it must know how long it is."""
+    kept = _COUNTED.get(operation, ())
+    if error.code != PromptTooLong.code or "at least" not in error.message or not kept:
+        return error
+    asked = {name: body[name] for name in kept if name in body}
+    if not isinstance(asked.get("prompt", ""), str):
+        return error
+    try:
+        counted = await answer(core, Operation.TOKENIZE, asked, context, Meter())
+    except LlmserveError:
+        return error
+    assert isinstance(counted, dict)
+    return PromptTooLong(counted["count"], core.info.max_model_len, param=kept[0])
+
+
 def _grammar_field(body: Json) -> str | None:
     """Which field of the body constrains the output."""
-    names = ("response_format", "structured_outputs", "text", "tools")
+    names = ("response_format", "structured_outputs", "text", "output_config", "tools")
     return next((name for name in names if body.get(name)), None)
 
 
-def _owned(body: Json, operation: Operation, context: Context) -> Json:
+async def _owned(body: Json, operation: Operation, context: Context) -> Json:
     """The body under the names that the engine knows, with our request id."""
-    owned = tools.prepare(operation, body) | {"model": context.model}
+    body = constraints.enforced(body)
+    if tools.is_large(body):
+        owned = await asyncio.to_thread(tools.prepare, operation, body)
+    else:
+        owned = tools.prepare(operation, body)
+    # The deadline and the order of requests are the gateway's business.
+    owned = {key: value for key, value in owned.items() if key not in _OURS}
+    owned["model"] = context.model
+    if context.cache_salt is not None and operation in _SALTED:
+        owned["cache_salt"] = context.cache_salt
     if operation is Operation.RESPONSES:
         owned["request_id"] = f"resp_{context.request_id}"
     return owned

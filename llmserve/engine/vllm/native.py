@@ -15,6 +15,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from llmserve.engine.vllm.core import Core
 from llmserve.engine.vllm.errors import Fields, translate
+from llmserve.engine.vllm.schemas import check_enforced, check_pattern
 from llmserve.errors import InvalidRequest, NotImplementedHere, PromptTooLong, ServerError
 from llmserve.types import (
     Chunk,
@@ -46,6 +47,7 @@ async def generate(
     if request.adapter is not None and request.adapter not in core.info.adapters:
         raise InvalidRequest(f"There is no adapter {request.adapter!r}.", param="model")
     try:
+        _check_constraint(request.sampling.constraint)
         prompt, length = await _render(core, request, field)
         params = sampling_params(core, request.sampling, length)
         stream = core.metered(meter).generate(
@@ -53,7 +55,6 @@ async def generate(
             params,
             request.id,
             lora_request=core.adapter(request.adapter),
-            priority=request.priority,
         )
         async with aclosing(stream) as outputs:
             async for output in outputs:
@@ -91,6 +92,8 @@ async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any
         (prompt,) = await renderer.render_cmpl_async(
             [parsed], TokenizeParams(max_total_tokens=None)
         )
+    if request.cache_salt is not None:
+        prompt["cache_salt"] = request.cache_salt
     length = len(prompt["prompt_token_ids"])
     if length >= limit:
         raise PromptTooLong(length, limit, param=field)
@@ -103,7 +106,7 @@ def _check_size(core: Core, request: GenerateRequest, field: str) -> None:
     if not any(texts):
         raise InvalidRequest(f"{field} must not be empty.", param=field)
     limit = core.info.max_model_len
-    most = limit * core.llm.renderer.get_tokenizer().max_chars_per_token
+    most = limit * core.info.chars_per_token
     size = sum(map(len, texts))
     if size > most:
         raise InvalidRequest(
@@ -152,6 +155,14 @@ def sampling_params(core: Core, sampling: Sampling, prompt_tokens: int) -> Sampl
         output_kind=RequestOutputKind.DELTA,
         skip_clone=True,
     )
+
+
+def _check_constraint(constraint: Constraint | None) -> None:
+    """Refuse what the engine would not keep to."""
+    if constraint is not None and constraint.json_schema is not None:
+        check_enforced(constraint.json_schema, "json_schema")
+    if constraint is not None and constraint.regex is not None:
+        check_pattern(constraint.regex, "regex")
 
 
 def _constraint_field(constraint: Constraint | None) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import socket
@@ -20,6 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmserve.engine.grammars import GrammarRefused
+from llmserve.engine.vllm.lifeline import Anchor, hold
+from llmserve.errors import LlmserveError
 from llmserve.types import Stage
 
 log = logging.getLogger("llmserve.vllm")
@@ -43,22 +47,41 @@ _STAGES: tuple[tuple[str, Stage], ...] = (
 
 
 class RelayHandler(logging.Handler):
-    """In a process of vLLM: sends records to the relay, and never waits or fails."""
+    """In a process of vLLM: sends records to the relay, and never waits or fails.
 
-    def __init__(self, address: str) -> None:
+    It is also what ties such a process to the server (see ``lifeline``): it is the one
+    thing of ours that vLLM loads in all of them. ``server`` is the process id of the
+    server, which loads it as well.
+    """
+
+    def __init__(self, address: str, lifeline: str, server: int) -> None:
         super().__init__()
+        if os.getpid() != server:
+            hold(lifeline)
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record; without a relay at the other end it is dropped."""
+        if record.exc_info and _is_answered(record, record.exc_info[1]):
+            return
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         message = {"level": record.levelno, "process": record.processName, "text": text[:20_000]}
         with contextlib.suppress(OSError):
             self._socket.sendto(json.dumps(message).encode()[:_MAX_DATAGRAM], self._address)
+
+
+def _is_answered(record: logging.LogRecord, error: BaseException | None) -> bool:
+    """Whether the reply tells the client of it. vLLM logs a traceback of whatever ends a
+    stream, also when it is the client's mistake, and of every tool call that was cut."""
+    if isinstance(error, LlmserveError | GrammarRefused):
+        return True
+    if record.name.startswith("vllm.tool_parsers") and isinstance(error, ValueError):
+        return True
+    return any(base.__name__ == "VLLMClientError" for base in type(error).__mro__)
 
 
 class Relay:
@@ -71,6 +94,7 @@ class Relay:
         self._address = str(self._folder / "log")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._address)
+        self._anchor = Anchor(self._folder)
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
@@ -84,6 +108,8 @@ class Relay:
                     "class": f"{__name__}.{RelayHandler.__name__}",
                     "level": "INFO",
                     "address": self._address,
+                    "lifeline": self._anchor.address,
+                    "server": os.getpid(),
                 }
             },
             "loggers": {"vllm": {"handlers": ["relay"], "level": "INFO", "propagate": False}},
@@ -93,9 +119,11 @@ class Relay:
         return path
 
     def close(self) -> None:
-        """Stop receiving and remove the socket. Idempotent."""
+        """Stop receiving and remove the socket; what is left of the engine's processes
+        ends. Idempotent."""
         if self._socket.fileno() < 0:
             return
+        self._anchor.close()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as waker:
             waker.sendto(_STOP, self._address)
         self._thread.join()

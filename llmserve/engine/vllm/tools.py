@@ -20,14 +20,19 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from uuid import uuid4
 
+from llmserve.engine.grammars import count_nodes
 from llmserve.engine.protocol import Json
-from llmserve.errors import InvalidRequest, Unsupported
+from llmserve.engine.vllm.schemas import check_enforced
+from llmserve.errors import InvalidRequest
 from llmserve.types import Operation
 
 _MAX_SPACES = 1
+_MANY_NODES = 500
 # What the grammar compiler puts before its messages: a time, and a place in its source.
 _SOURCE_POSITION = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
+_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 # Where each protocol keeps the schema of a function tool: "tools[i].<path>".
 _SCHEMA_FIELD = {
     Operation.CHAT: "parameters",
@@ -63,6 +68,12 @@ def prepare(operation: Operation, body: Json) -> Json:
     return body | {"tools": tools}
 
 
+def is_large(body: Json) -> bool:
+    """Whether ``prepare`` has so much to compile that it belongs into a thread."""
+    tools = body.get("tools")
+    return bool(tools) and count_nodes(tools) > _MANY_NODES
+
+
 def bound_spaces(structural_tag: str) -> str:
     """The structural tag (JSON) with at most one white space between the tokens of the
     JSON in it. Tags of vLLM's older form, which has no such option, stay as they are."""
@@ -80,13 +91,33 @@ def hide_cut_call(operation: Operation, body: Json, reply: Json) -> Json:
     if operation is Operation.CHAT:
         for choice in reply.get("choices", []):
             if choice.get("finish_reason") == "length":
-                choice["message"]["content"] = None
+                message = choice["message"]
+                if calls := _complete(message.get("content")):
+                    message["tool_calls"] = calls
+                message["content"] = None
     elif operation is Operation.RESPONSES and reply.get("status") == "incomplete":
         reply["output"] = [item for item in reply["output"] if item.get("type") != "message"]
     elif operation is Operation.MESSAGES and reply.get("stop_reason") == "max_tokens":
         blocks = [block for block in reply["content"] if block.get("type") != "text"]
         reply["content"] = blocks or [{"type": "text", "text": ""}]
     return reply
+
+
+def _complete(text: Any) -> list[Json]:
+    """The calls before the one that was cut: vLLM's parser gives up on all of them. Only
+    the format of the default parser is known here."""
+    calls = []
+    for found in _CALL.finditer(text if isinstance(text, str) else ""):
+        try:
+            call = json.loads(found[1])
+            name, arguments = call["name"], call.get("arguments", {})
+        except (ValueError, TypeError, KeyError):
+            continue
+        function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+        calls.append(
+            {"id": f"chatcmpl-tool-{uuid4().hex}", "type": "function", "function": function}
+        )
+    return calls
 
 
 def _named(choice: Any) -> str | None:
@@ -136,22 +167,13 @@ def _check_enforceable(schema: Json, path: str) -> None:
     """vLLM checks the keywords of response formats, and not those of tools; and it says
     of a broken tool schema only that there is one."""
     import xgrammar
-    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
+    check_enforced(schema, path)
     try:
-        loose = has_xgrammar_unsupported_json_features(schema)
         xgrammar.Grammar.from_json_schema(json.dumps(schema))
     except (RuntimeError, TypeError) as error:
         detail = _SOURCE_POSITION.sub("", str(error))[:200]
         raise InvalidRequest(f"{path} is not a JSON schema: {detail}", param=path) from error
-    if loose:
-        raise Unsupported(
-            f"{path} has a keyword that cannot be enforced while the arguments are generated "
-            "(multipleOf, uniqueItems, contains, an unknown format, allOf with several "
-            "branches, or a pattern together with a length). Remove it, or let the model "
-            "choose the tool with tool_choice 'auto'.",
-            param=path,
-        )
 
 
 def _bound(node: Any) -> None:

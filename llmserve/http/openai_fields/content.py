@@ -108,7 +108,7 @@ _CALLED = obj({"name": _REQUIRED_STRING, "arguments": arguments}, required=("nam
 _TOOL_CALL = obj(
     # ``index`` is in calls that a client put together from a stream.
     {"id": _STRING, "type": one_of("function"), "function": _CALLED, "index": anything},
-    required=("id", "function"),
+    required=("id", "type", "function"),
 )
 _LEGACY = {
     "function_call": "it is the old form of tool_calls",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
+from llmserve.engine.grammars import check_regex, check_schema, count_nodes
 from llmserve.errors import InvalidRequest
 from llmserve.http.openai_fields.content import by_type
 from llmserve.http.openai_fields.values import (
@@ -31,6 +33,7 @@ from llmserve.settings import LimitSettings
 # [a-zA-Z0-9_-]; tools that come from MCP servers have longer ones, with dots.
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 _STRING = text()
+_TOOLS = 4
 
 
 def tool_name(value: Any, path: str, limits: LimitSettings) -> None:  # noqa: ARG001
@@ -42,6 +45,25 @@ def _most_tools(limits: LimitSettings) -> int:
     return limits.max_tools
 
 
+def _tools(items: Check) -> Check:
+    """Tools, each of which may be as large as a response format, and all of them together
+    a few times that: the grammar of a forced call holds them all."""
+
+    def check(value: Any, path: str, limits: LimitSettings) -> None:
+        items(value, path, limits)
+        for total, most, unit in (
+            (len(json.dumps(value)), _TOOLS * limits.max_grammar_bytes, "bytes"),
+            (count_nodes(value), _TOOLS * limits.max_schema_nodes, "subschemas and values"),
+        ):
+            if total > most:
+                raise InvalidRequest(
+                    f"{path} come to {total} {unit}; all of them together may have {most}.",
+                    param=path,
+                )
+
+    return check
+
+
 _FUNCTION: dict[str, Check] = {
     "name": tool_name,
     "description": _STRING,
@@ -49,22 +71,26 @@ _FUNCTION: dict[str, Check] = {
     "strict": boolean,
 }
 
-chat_tools = array(
-    by_type(
-        {
-            "function": obj(
-                {"type": anything, "function": obj(_FUNCTION, required=("name",))},
-                required=("type", "function"),
-            )
-        }
-    ),
-    1,
-    _most_tools,
+chat_tools = _tools(
+    array(
+        by_type(
+            {
+                "function": obj(
+                    {"type": anything, "function": obj(_FUNCTION, required=("name",))},
+                    required=("type", "function"),
+                )
+            }
+        ),
+        1,
+        _most_tools,
+    )
 )
-response_tools = array(
-    by_type({"function": obj({"type": anything, **_FUNCTION}, required=("type", "name"))}),
-    0,
-    _most_tools,
+response_tools = _tools(
+    array(
+        by_type({"function": obj({"type": anything, **_FUNCTION}, required=("type", "name"))}),
+        0,
+        _most_tools,
+    )
 )
 _ANTHROPIC_TOOL = obj(
     {
@@ -79,7 +105,9 @@ _ANTHROPIC_TOOL = obj(
     },
     required=("name", "input_schema"),
 )
-anthropic_tools = array(by_type({"custom": _ANTHROPIC_TOOL}, default="custom"), 0, _most_tools)
+anthropic_tools = _tools(
+    array(by_type({"custom": _ANTHROPIC_TOOL}, default="custom"), 0, _most_tools)
+)
 
 
 def _choice(words: tuple[str, ...], named: Check) -> Check:
@@ -198,6 +226,13 @@ def _schema_or_text(value: Any, path: str, limits: LimitSettings) -> None:
     if not isinstance(value, dict | str) or not value:
         raise wrong(path, value, "a JSON schema")
     grammar_size(value, path, limits)
+    try:
+        schema = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise wrong(path, value, "a JSON schema")
+    check_schema(schema, path, limits)
 
 
 def _regex(value: Any, path: str, limits: LimitSettings) -> None:
@@ -205,6 +240,7 @@ def _regex(value: Any, path: str, limits: LimitSettings) -> None:
     grammar_size(value, path, limits)
     if "\0" in value:
         raise wrong(path, value, "a regular expression without NUL")
+    check_regex(value, path, limits)
 
 
 def _choices(value: Any, path: str, limits: LimitSettings) -> None:

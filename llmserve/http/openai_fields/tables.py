@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmserve.http.openai_fields import content, formats, prompts
 from llmserve.http.openai_fields.values import (
     MAX_INT64,
@@ -15,12 +17,17 @@ from llmserve.http.openai_fields.values import (
     one_of,
     only,
     text,
+    wrong,
 )
+from llmserve.settings import LimitSettings
 from llmserve.types import Operation
 
 Table = dict[str, Check]
 
 _BOOL, _TEXT, _COUNT = boolean, text(0, 4096), integer(1)
+# The gateway's: it orders by the one and takes the other out before the engine.
+_PRIORITY = integer(-100, 100)
+_TIMEOUT = {"timeout_s": number(0, 86_400, above_low=True)}
 _TOKEN_IDS = array(integer(0), 0, lambda limits: limits.max_logit_bias)
 
 # Said of a request rather than asked of it: none of these changes an answer, in OpenAI's
@@ -35,6 +42,13 @@ _HINTS: Table = {
     "service_tier": only(["auto", "default"], "there is one tier"),
     "store": only([False], "this server keeps no answers"),
 }
+
+
+def _truncation(value: Any, path: str, limits: LimitSettings) -> None:
+    if value == 0:
+        raise wrong(path, value, "an integer from 1, or -1 for what the context holds")
+    integer(-1)(value, path, limits)
+
 
 _SAMPLING: Table = {
     "model": text(1, 1024),
@@ -55,7 +69,7 @@ _SAMPLING: Table = {
     "logit_bias": formats.logit_bias,
     "stream": _BOOL,
     "structured_outputs": formats.structured_outputs,
-    "priority": integer(-(2**31)),
+    "priority": _PRIORITY,
 }
 
 _GENERATION: Table = _SAMPLING | {
@@ -68,7 +82,7 @@ _GENERATION: Table = _SAMPLING | {
     "prompt_logprobs": integer(0, lambda limits: limits.max_logprobs),
     "spaces_between_special_tokens": _BOOL,
     "add_special_tokens": _BOOL,
-    "truncate_prompt_tokens": integer(-1),
+    "truncate_prompt_tokens": _truncation,
     "truncation_side": one_of("left", "right"),
     "return_token_ids": _BOOL,
     "return_tokens_as_token_ids": _BOOL,
@@ -91,7 +105,7 @@ _TEMPLATE: Table = {
 
 _LOGPROBS = integer(0, lambda limits: limits.max_logprobs)
 
-FIELDS: dict[Operation, Table] = {
+_FIELDS: dict[Operation, Table] = {
     Operation.CHAT: _GENERATION
     | _TEMPLATE
     | _HINTS
@@ -178,9 +192,9 @@ FIELDS: dict[Operation, Table] = {
         "encoding_format": one_of("float", "base64"),
         "dimensions": integer(1, 2**20),
         "user": _TEXT,
-        "priority": integer(-(2**31)),
+        "priority": _PRIORITY,
         "add_special_tokens": _BOOL,
-        "truncate_prompt_tokens": integer(-1),
+        "truncate_prompt_tokens": _truncation,
         "truncation_side": one_of("left", "right"),
     },
     Operation.TOKENIZE: _TEMPLATE
@@ -193,4 +207,8 @@ FIELDS: dict[Operation, Table] = {
         "return_token_strs": _BOOL,
     },
     Operation.DETOKENIZE: {"model": text(1, 1024), "tokens": prompts.token_list},
+}
+
+FIELDS: dict[Operation, Table] = {
+    operation: table | _TIMEOUT for operation, table in _FIELDS.items()
 }

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
+from llmserve.engine.grammars import check_schema
 from llmserve.errors import InvalidRequest, Unsupported
 from llmserve.settings import LimitSettings
 
@@ -205,3 +206,4 @@ def grammar_size(value: Any, path: str, limits: LimitSettings) -> None:
 def json_schema(value: Any, path: str, limits: LimitSettings) -> None:
     json_object(value, path, limits)
     grammar_size(value, path, limits)
+    check_schema(value, path, limits)

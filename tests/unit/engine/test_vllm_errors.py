@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from llmserve.errors import (
     EngineDied,
@@ -95,3 +96,35 @@ def test_returned_error_objects(errors: Any) -> None:
     assert isinstance(errors.from_error_body(body | {"code": 404}, fields), NotFound)
     assert isinstance(errors.from_error_body(body | {"code": 503}, fields), Unavailable)
     assert isinstance(errors.from_error_body(body | {"code": 500}, fields), InternalError)
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("min_tokens must be less than or equal to max_tokens=4, got 9.", "min_tokens"),
+        ("allowed_token_ids contains out-of-vocab token id!", "allowed_token_ids"),
+        ("Token id 100000000 is out of vocabulary", "input"),
+        ("something else is wrong", None),
+    ],
+)
+def test_a_field_is_named_although_vllm_does_not(
+    errors: Any, message: str, param: str | None
+) -> None:
+    assert errors.translate(ValueError(message), errors.Fields("input")).param == param
+
+
+def test_paths_into_a_body_have_no_class_names(errors: Any) -> None:
+    class SomeCallParam(BaseModel):
+        type: Literal["function"]
+
+    class SomeMessageParam(BaseModel):
+        tool_calls: list[SomeCallParam]
+
+    class Body(BaseModel):
+        messages: list[SomeMessageParam | str]
+
+    with pytest.raises(ValidationError) as caught:
+        Body.model_validate({"messages": [{"tool_calls": [{"type": "x"}]}]})
+    ours = errors.translate(caught.value, errors.Fields())
+    assert ours.param == "messages.0.tool_calls.0.type"
+    assert "Param" not in ours.message

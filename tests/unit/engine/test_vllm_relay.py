@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,11 @@ try:
     1 / 0
 except ZeroDivisionError:
     log.exception("it broke\\nforged line")
+from llmserve.errors import InvalidRequest
+try:
+    raise InvalidRequest("the client is told of this")
+except InvalidRequest:
+    log.exception("Error in chat completion stream generator.")
 """
 
 
@@ -47,7 +54,33 @@ def test_stages_and_errors_arrive(caplog: pytest.LogCaptureFixture) -> None:
     relay.close()
 
 
-def test_a_child_that_outlives_the_relay_goes_on() -> None:
+WAITING = """
+import json, logging.config, sys, time
+logging.config.dictConfig(json.load(open(sys.argv[1])))
+print("begun", flush=True)
+time.sleep(60)
+"""
+SERVER = """
+import logging, subprocess, sys, time
+from llmserve.engine.vllm.relay import Relay
+relay = Relay(logging.ERROR, lambda _: None)
+child = [sys.executable, "-c", sys.argv[1], str(relay.write_config())]
+subprocess.Popen(child, stdin=subprocess.DEVNULL)
+time.sleep(60)
+"""
+
+
+def test_a_child_ends_with_the_relay() -> None:
+    relay = Relay(logging.ERROR, lambda _: None)
+    command = [sys.executable, "-c", WAITING, str(relay.write_config())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "begun\n"
+        relay.close()
+        assert child.wait(5) == -signal.SIGKILL
+
+
+def test_a_child_that_starts_when_the_server_is_gone_ends() -> None:
     relay = Relay(logging.ERROR, lambda _: None)
     config = relay.write_config()
     text = config.read_text("utf-8")
@@ -55,7 +88,20 @@ def test_a_child_that_outlives_the_relay_goes_on() -> None:
     config.parent.mkdir()
     config.write_text(text, "utf-8")
     try:
-        run_child(config)
+        command = [sys.executable, "-c", WAITING, str(config)]
+        assert subprocess.run(command, timeout=30, check=False).returncode == -signal.SIGKILL
     finally:
         config.unlink()
         config.parent.rmdir()
+
+
+def test_a_child_ends_when_the_server_is_killed() -> None:
+    command = [sys.executable, "-c", SERVER, WAITING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "begun\n"
+        server.kill()
+        # The child holds the other end of this pipe: it closes when the child ends.
+        readable, _, _ = select.select([server.stdout], [], [], 5)
+        assert readable
+        assert server.stdout.read() == ""

@@ -148,6 +148,28 @@ def test_the_beginning_of_a_cut_call_is_not_text() -> None:
     assert tools.hide_cut_call(Operation.CHAT, free, copy.deepcopy(long)) == long
 
 
+def test_complete_calls_before_a_cut_one_are_kept() -> None:
+    body = chat("required", {"name": "f"})
+    call = '<tool_call>\n{"name": "f", "arguments": {"a": {"b": "}"}}}\n</tool_call>\n'
+    message = {"content": call + '<tool_call>\n{"name": "f", "argu'}
+    reply = {"choices": [{"message": message, "finish_reason": "length"}]}
+    (choice,) = tools.hide_cut_call(Operation.CHAT, body, reply)["choices"]
+    assert choice["message"]["content"] is None
+    (kept,) = choice["message"]["tool_calls"]
+    assert kept["function"]["name"] == "f"
+    assert json.loads(kept["function"]["arguments"]) == {"a": {"b": "}"}}
+    assert kept["type"] == "function"
+    assert kept["id"]
+
+
+def test_many_tools_are_compiled_in_a_thread() -> None:
+    small = chat("required", {"name": "f", "parameters": SCHEMA})
+    assert not tools.is_large(small)
+    assert not tools.is_large({})
+    large = {"type": "object", "properties": {f"p{i}": {} for i in range(600)}}
+    assert tools.is_large(chat("required", {"name": "f", "parameters": large}))
+
+
 def test_a_cut_call_in_the_other_protocols() -> None:
     body: dict[str, Any] = {"tools": [{"name": "f"}], "tool_choice": {"type": "any"}}
     text = {"type": "text", "text": "<tool_call>"}

@@ -106,7 +106,7 @@ async def test_prompt_tokens_are_bounded_like_requests() -> None:
 async def test_what_can_never_fit_is_refused_for_good() -> None:
     door = Door(max_running=1, max_queue=0, max_running_prompt_tokens=100)
     door.enter()
-    with pytest.raises(InvalidRequest, match="about 101 tokens; .* at most 100") as caught:
+    with pytest.raises(InvalidRequest, match=r"about 101 tokens; .* at most 100") as caught:
         door.enter(tokens=101)
     assert caught.value.status == 400
 
