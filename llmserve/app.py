@@ -133,6 +133,7 @@ def _middleware(services: Services, guide: Callable[[], Guide]) -> list[Middlewa
             Authentication,
             authenticator=services.authenticator,
             settings=services.settings.auth,
+            origins=services.settings.server.cors_origins,
             guide=guide,
         ),
     ]
@@ -168,7 +169,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """What Starlette itself refuses: paths and methods that do not exist."""
     assert isinstance(error, HTTPException)
-    method, path = request.method, request.url.path
+    method, path = request.method, request.url.path[:200]
     if error.status_code == 404:
         ours: LlmserveError = NotFound(f"There is no {method} {path} here.")
     elif error.status_code == 405:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import resource
@@ -30,7 +29,7 @@ from llmserve.engine.supervisor import Status
 from llmserve.errors import ConfigError, Draining, LlmserveError
 from llmserve.http.connection import protocol_class
 from llmserve.services import Services
-from llmserve.settings import Settings
+from llmserve.settings import Settings, is_loopback
 from llmserve.types import Stage
 
 log = logging.getLogger(__name__)
@@ -162,19 +161,13 @@ def connections_within(wanted: int) -> int:
 def check_exposure(settings: Settings, *, keys: bool) -> None:
     """Raises ``ConfigError`` when the server would be open to a network without keys."""
     host = settings.server.host
-    if keys or settings.auth.allow_anonymous_network or _is_loopback(host):
+    if keys or settings.auth.allow_anonymous_network or is_loopback(host):
         return
     raise ConfigError(
         f"server.host is {host} and there is no API key: everybody who reaches this machine "
         "could use the model. Make a key with 'llmserve keys create NAME', or set "
         "auth.allow_anonymous_network to true."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 class _Server(uvicorn.Server):

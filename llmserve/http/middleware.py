@@ -9,19 +9,19 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from urllib.parse import parse_qsl, urlencode
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.errors import Forbidden, InternalError, LlmserveError, Unauthenticated
 from llmserve.gateway.entry import Entry, outcome_of_status
 from llmserve.http.envelopes import error_response, protocol_of
+from llmserve.http.event_stream import ReaderStalled
 from llmserve.http.policies import Guide, Policy
 from llmserve.http.streaming import ClientGone
-from llmserve.settings import AuthSettings
+from llmserve.settings import AuthSettings, is_loopback
 from llmserve.state.authenticator import Authenticator
 from llmserve.types import Caller, Outcome
 
@@ -29,7 +29,14 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("llmserve.access")
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
-_SECURITY_HEADERS = {"x-content-type-options": "nosniff"}
+_SECURITY_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+_CSP = "default-src 'none'; frame-ancestors 'none'"
+_DOCS_CSP = (
+    "default-src 'none'; frame-ancestors 'none'; connect-src 'self'; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    "style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    "img-src 'self' data: https://fastapi.tiangolo.com"
+)
 
 
 class RequestId:
@@ -52,6 +59,9 @@ class RequestId:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers.update(_SECURITY_HEADERS)
+                docs = scope["path"].startswith("/docs")
+                headers["content-security-policy"] = _DOCS_CSP if docs else _CSP
+                headers.setdefault("cache-control", "no-store")
             await send(message)
 
         await self.app(scope, receive, send_with_id)
@@ -107,11 +117,13 @@ class Authentication:
         *,
         authenticator: Authenticator,
         settings: AuthSettings,
+        origins: Sequence[str],
         guide: Callable[[], Guide],
     ) -> None:
         self.app = app
         self._authenticator = authenticator
         self._settings = settings
+        self._origins = frozenset(origins)
         self._guide = guide
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,6 +147,7 @@ class Authentication:
         await self.app(scope, receive, send)
 
     def _authenticate(self, headers: Headers, query_key: str | None, policy: Policy) -> Caller:
+        self._check_origin(headers.get("origin"))
         caller = self._authenticator.authenticate(
             headers.get("authorization"), headers.get("x-api-key"), query_key
         )
@@ -142,6 +155,19 @@ class Authentication:
             needed = " or ".join(sorted(scope.value for scope in policy.scopes))
             raise Forbidden(f"This API key lacks the scope that this route needs: {needed}.")
         return caller
+
+    def _check_origin(self, origin: str | None) -> None:
+        """Without keys, a loopback server is open to whoever is on this machine, and that
+        does not mean every page that somebody has open in a browser here: a page can reach
+        us under a name of its own that leads to 127.0.0.1."""
+        if origin is None or self._authenticator.required or self._settings.allow_anonymous_network:
+            return
+        if origin not in self._origins and not is_loopback(urlsplit(origin).hostname or ""):
+            raise Forbidden(
+                f"Pages from {origin[:100]!r} may not call this server: there is no API key, "
+                "and server.cors_origins does not name them.",
+                code="origin_not_allowed",
+            )
 
     @staticmethod
     def _take_query_key(scope: Scope) -> str | None:
@@ -178,9 +204,11 @@ class Failures:
             await self.app(scope, receive, watch)
         except ClientGone:
             _end(scope, Outcome.DISCONNECTED)
-        except SendTimeoutError:
+        except ReaderStalled:
             _end(scope, Outcome.DISCONNECTED)
             log.warning("request %s: the client stopped reading", _request_id(scope))
+            # A plain return would wait for the client to take what is left, and log an error.
+            scope["state"].get("hang_up", lambda: None)()
         except Exception:
             log.exception("request %s failed", _request_id(scope))
             _end(scope, Outcome.FAILED)

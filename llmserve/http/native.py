@@ -8,9 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
-from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +19,7 @@ from llmserve.gateway.routing import Target
 from llmserve.http.body import read_json
 from llmserve.http.context import base_url, entry, services
 from llmserve.http.control import demand_of
-from llmserve.http.envelopes import Protocol, error_body, json_response
+from llmserve.http.envelopes import Protocol, error_body, json_response, sse
 from llmserve.http.native_schema import GenerateBody, parse
 from llmserve.http.streaming import stream_response, until_disconnect
 from llmserve.types import Chunk, GenerateRequest, TokenLogprob
@@ -94,7 +92,7 @@ async def _collect(
 
 async def _frames(
     request: Request, parsed: GenerateRequest, target: Target, demand: Demand
-) -> AsyncGenerator[ServerSentEvent, None]:
+) -> AsyncGenerator[bytes, None]:
     """``token`` events, then one ``done``. Ids count from 0."""
     account, gateway = entry(request), services(request).gateway
     ends: list[dict[str, Any]] = [{} for _ in range(parsed.sampling.n)]
@@ -112,14 +110,12 @@ async def _frames(
     yield _event("done", done, number)
 
 
-def _event(name: str, data: dict[str, Any], number: int) -> ServerSentEvent:
-    text = msgspec.json.encode(data).decode()
-    return ServerSentEvent(text, event=name, id=str(number), sep="\n")
+def _event(name: str, data: dict[str, Any], number: int) -> bytes:
+    return b"id: %d\n" % number + sse(data, name)
 
 
-def _error_event(error: LlmserveError) -> ServerSentEvent:
-    text = msgspec.json.encode(error_body(error, Protocol.OPENAI)).decode()
-    return ServerSentEvent(text, event="error", sep="\n")
+def _error_event(error: LlmserveError) -> bytes:
+    return sse(error_body(error, Protocol.OPENAI), "error")
 
 
 def _chunk_json(chunk: Chunk) -> dict[str, Any]:

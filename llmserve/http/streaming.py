@@ -13,12 +13,12 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.errors import InternalError, LlmserveError
 from llmserve.gateway.entry import Entry
+from llmserve.http.event_stream import EventStream
 from llmserve.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ T = TypeVar("T")
 _QUICK = 0.05
 """A request that has its place this soon is not worth a watcher of its connection."""
 
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-
 
 class ClientGone(Exception):
     """The client went away before its response began; there is nobody to tell."""
@@ -37,12 +35,12 @@ class ClientGone(Exception):
 
 async def stream_response(
     request: Request,
-    frames: AsyncGenerator[Any, None],
-    on_error: Callable[[LlmserveError], Any],
+    frames: AsyncGenerator[bytes, None],
+    on_error: Callable[[LlmserveError], bytes],
     account: Entry,
     settings: ServerSettings,
 ) -> Response:
-    """A response that sends ``frames`` (bytes, or ``ServerSentEvent``).
+    """A response that sends ``frames``, each a whole event.
 
     No header goes out before the request has its place, however long it waits for that.
     Raises what ``frames`` raises until ``first_chunk_wait_s`` after; later errors go
@@ -60,14 +58,7 @@ async def stream_response(
         await asyncio.wait({first})
         await frames.aclose()
         raise
-    return EventSourceResponse(
-        _body(first, frames, on_error),
-        headers=_HEADERS,
-        ping=settings.keep_alive_s,
-        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-        send_timeout=settings.slow_reader_timeout_s or None,
-        sep="\n",
-    )
+    return EventStream(_body(first, frames, on_error), settings)
 
 
 async def _either(
@@ -88,15 +79,16 @@ async def _either(
 
 
 async def _body(
-    first: asyncio.Future[Any],
-    frames: AsyncGenerator[Any, None],
-    on_error: Callable[[LlmserveError], Any],
-) -> AsyncGenerator[Any, None]:
+    first: asyncio.Future[bytes | None],
+    frames: AsyncGenerator[bytes, None],
+    on_error: Callable[[LlmserveError], bytes],
+) -> AsyncGenerator[bytes, None]:
     try:
         frame = await first
-        while frame is not None:
+        if frame is not None:
             yield frame
-            frame = await anext(frames, None)
+            async for frame in frames:
+                yield frame
     except LlmserveError as error:
         yield on_error(error)
     except Exception:

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from llmserve.app import build_app, build_services
 from llmserve.engine.fake import FakeEngine, Script
 from llmserve.engine.protocol import Engine, Report
+from llmserve.http.connection import protocol_class
 from llmserve.services import Services
 from llmserve.settings import Settings
 from llmserve.state.protocol import ApiKey
@@ -103,7 +104,12 @@ def _running(
     services = build_services(settings, make, state_path=state)
     asgi = build_app(services)
     config = uvicorn.Config(
-        asgi, port=0, log_config=None, access_log=False, http="httptools", ws="none"
+        asgi,
+        port=0,
+        log_config=None,
+        access_log=False,
+        http=protocol_class(settings.server, settings.server.max_connections),
+        ws="none",
     )
     server = uvicorn.Server(config)
     started: list[asyncio.AbstractEventLoop] = []

@@ -181,3 +181,31 @@ def test_a_forged_host_opens_nothing(app: App, keys: dict[str, str]) -> None:
         assert reply.status_code in (400, 401), host
     for path in ("//livez", "/livez/", "/livez%2f..%2fv1%2fmodels"):
         assert app.get(path).status_code in (401, 404, 307), path
+
+
+def test_pages_of_others_cannot_use_a_server_without_keys() -> None:
+    cors = {"server": {"cors_origins": ["https://mine.example"]}}
+    with running(auth={}, **cors) as app:
+        for origin, status in (
+            ("https://evil.example", 403),
+            ("null", 403),
+            ("https://mine.example", 200),
+            ("http://localhost:3000", 200),
+            ("http://127.0.0.1:9", 200),
+            ("http://[::1]:9", 200),
+        ):
+            reply = app.post("/generate", json={"prompt": "x"}, headers={"origin": origin})
+            assert reply.status_code == status, origin
+        assert app.get("/livez", headers={"origin": "https://evil.example"}).is_success
+    with running(auth={}) as app:
+        key = app.key()
+        headers = {"origin": "https://evil.example", "authorization": f"Bearer {key}"}
+        assert app.post("/generate", json={"prompt": "x"}, headers=headers).is_success
+
+
+def test_headers_that_bind_browsers(app: App) -> None:
+    reply = app.get("/v1/models")
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["referrer-policy"] == "no-referrer"
+    assert reply.headers["cache-control"] == "no-store"
+    assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
