@@ -12,6 +12,7 @@ import sys
 import click
 
 from llmserve import __version__
+from llmserve.cli.bench import bench
 from llmserve.cli.chat import chat
 from llmserve.cli.config import config
 from llmserve.cli.doctor import doctor
@@ -23,7 +24,7 @@ from llmserve.cli.pull import pull
 from llmserve.cli.serve import serve
 from llmserve.errors import ConfigError, LlmserveError
 
-COMMANDS = (serve, chat, generate, keys, pull, inspect, config, doctor)
+COMMANDS = (serve, chat, generate, bench, keys, pull, inspect, config, doctor)
 
 
 class _InOrder(click.Group):

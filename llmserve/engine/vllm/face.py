@@ -33,6 +33,7 @@ from llmserve.engine.protocol import Context, Event, Json
 from llmserve.engine.vllm import conform, constraints, tools
 from llmserve.engine.vllm.core import Core, Metered
 from llmserve.engine.vllm.errors import Fields, from_error_body, translate
+from llmserve.engine.vllm.lean import make_lean
 from llmserve.errors import (
     InternalError,
     LlmserveError,
@@ -120,6 +121,7 @@ async def answer(
     try:
         owned = await _owned(body, operation, context)
         request = route.request.validate_python(owned)
+        make_lean(operation, serving, request, context)
         result = await route.call(serving, request, _http_request(context))
         _raise_if_cancelled()
         if isinstance(result, ErrorResponse):
@@ -213,6 +215,9 @@ async def _events(
     try:
         async with aclosing(stream) as items:
             async for item in items:
+                if isinstance(item, Event):  # From the lean generator: as it should be.
+                    yield item
+                    continue
                 for name, data in _decode(item):
                     _raise_if_error(data, fields, client)
                     for event in shaper.feed(name, data):
