@@ -104,7 +104,8 @@ def test_a_request_past_its_time_ends_in_an_error(path: str) -> None:
 
 @pytest.mark.parametrize("path", STREAMS)
 def test_a_stopped_request_says_so(path: str) -> None:
-    with running(Script(stall_on="STALL", stall_after_tokens=2)) as app:
+    script = Script(stall_on="STALL", stall_after_tokens=2)
+    with running(script, server={"keep_alive_s": 0.2}) as app:
         with app.stream("POST", path, json=with_text(path, "STALL")) as response:
             lines = response.iter_lines()
             next(lines)
