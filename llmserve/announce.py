@@ -8,12 +8,12 @@ import sys
 from llmserve.settings import Settings
 
 
-def announce(settings: Settings, model: str, port: int) -> None:
+def announce(settings: Settings, model: str, port: int, *, keys: bool) -> None:
     """Print, on standard output, how to talk to the server."""
     host = settings.server.host
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104  # only shown
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.auth.api_keys else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if keys else ""
     command = "llmserve" if shutil.which("llmserve") else ".venv/bin/llmserve"
     sys.stdout.write(
         f"""

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve import __version__
+from llmserve.catalog.catalog import Catalog
 from llmserve.engine.factory import engine_maker
 from llmserve.engine.supervisor import MakeEngine, Status, Supervisor
 from llmserve.errors import InvalidRequest, LlmserveError, MethodNotAllowed, NotFound
@@ -25,6 +26,7 @@ from llmserve.gateway.routing import Router
 from llmserve.http import health, native, openai, requests
 from llmserve.http.envelopes import error_response, protocol_of
 from llmserve.http.middleware import Accounting, Authentication, Failures, RequestId
+from llmserve.http.models import build_router as models_router
 from llmserve.http.policies import Guide
 from llmserve.observability.metrics import Metrics
 from llmserve.services import Services
@@ -72,6 +74,7 @@ def build_services(
         usage=UsageWriter(store),
         windows=windows,
         metrics=metrics,
+        catalog=Catalog(settings),
         started_at=int(time.time()),
     )
 
@@ -91,6 +94,7 @@ def build_app(services: Services) -> FastAPI:
     app.state.services = services
     for router in (native.router, openai.build_router(), requests.router, health.router):
         app.include_router(router)
+    app.include_router(models_router(services.catalog))
     guide = Guide(app.routes)
     app.add_exception_handler(LlmserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -115,6 +119,7 @@ async def _running(services: Services) -> AsyncIterator[None]:
         await services.usage.aclose()
         await services.windows.aclose()
         await asyncio.to_thread(services.store.close)
+        await services.catalog.aclose()
 
 
 def _middleware(services: Services, guide: Callable[[], Guide]) -> list[Middleware]:

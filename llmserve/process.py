@@ -101,7 +101,9 @@ class Process:
             if not self._announced:
                 self._announced = True
                 port = self._listener.getsockname()[1]
-                announce(self._settings, self._services.gateway.router.names[0], port)
+                name = self._services.gateway.router.names[0]
+                needed = self._services.authenticator.required
+                announce(self._settings, name, port, keys=needed)
             return
         log.info("engine: %s%s", status.stage.value, f" ({status.reason})" if status.reason else "")
         if status.stage is Stage.FAILED:

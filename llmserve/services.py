@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmserve.catalog.catalog import Catalog
 from llmserve.engine.supervisor import Supervisor
 from llmserve.gateway.gateway import Gateway
 from llmserve.observability.metrics import Metrics
@@ -23,4 +24,5 @@ class Services:
     usage: UsageWriter
     windows: Windows
     metrics: Metrics
+    catalog: Catalog
     started_at: int

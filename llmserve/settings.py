@@ -84,7 +84,8 @@ class ServerSettings(_Section):
         15, description="Silence after which a stream sends a comment; 0: never."
     )
     slow_reader_timeout_s: Seconds = Field(
-        60, description="A stream whose client takes nothing for this long is ended; 0: never."
+        60,
+        description="A stream that has waited this long for its client to read is ended; 0: never.",
     )
     drain_grace_s: Seconds = Field(
         0,

@@ -6,11 +6,11 @@ key somebody meant who wrote another one. Read from the tree itself, so that mes
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import StrEnum
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -115,9 +115,14 @@ def _describe(name: str, info: FieldInfo) -> Key:
     optional = get_origin(annotation) in (Union, types.UnionType)
     if optional:
         annotation = next(arg for arg in get_args(annotation) if arg is not type(None))
+    bounds = info.metadata
+    if get_origin(annotation) is Annotated:
+        # The bounds of "a count, or null" belong to the count.
+        annotation, field = get_args(annotation)[:2]
+        bounds = [*bounds, *field.metadata]
     item = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
     kind = _kind(annotation)
-    allowed = _allowed(kind, annotation, info)
+    allowed = _allowed(kind, annotation, bounds)
     return Key(
         name=name,
         kind=kind,
@@ -138,7 +143,7 @@ def _kind(annotation: Any) -> Kind:
     return kinds.get(annotation, Kind.TEXT)
 
 
-def _allowed(kind: Kind, annotation: Any, info: FieldInfo) -> str:
+def _allowed(kind: Kind, annotation: Any, bounds: Sequence[Any]) -> str:
     if kind is Kind.CHOICE:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
     if kind is Kind.SWITCH:
@@ -146,9 +151,9 @@ def _allowed(kind: Kind, annotation: Any, info: FieldInfo) -> str:
     if kind is Kind.TEXTS:
         return "a list of texts"
     if kind is Kind.TEXT:
-        return "text, not empty" if _bound(info, "min_length") else "text"
+        return "text, not empty" if _bound(bounds, "min_length") else "text"
     noun = "a whole number" if kind is Kind.WHOLE else "a number"
-    low, high = _bound(info, "ge"), _bound(info, "le")
+    low, high = _bound(bounds, "ge"), _bound(bounds, "le")
     if low is not None and high is not None:
         return (
             f"{noun} from {low:g} to {high:g}" if high < 10**6 else f"{noun} from {low} to {high}"
@@ -156,5 +161,5 @@ def _allowed(kind: Kind, annotation: Any, info: FieldInfo) -> str:
     return noun if low is None else f"{noun} of at least {low}"
 
 
-def _bound(info: FieldInfo, name: str) -> Any:
-    return next((getattr(m, name) for m in info.metadata if hasattr(m, name)), None)
+def _bound(bounds: Sequence[Any], name: str) -> Any:
+    return next((getattr(bound, name) for bound in bounds if hasattr(bound, name)), None)

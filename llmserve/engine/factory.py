@@ -54,4 +54,9 @@ def _obtain(settings: Settings, report: Report) -> ResolvedModel:
             show(text, fraction)
             report(Stage.INSTALLING, fraction)
 
-        return resolve_model(settings.model.source, settings.model.revision, notify=notify)
+        return resolve_model(
+            settings.model.source,
+            settings.model.revision,
+            notify=notify,
+            native_gguf=settings.runtime.device != "cpu",
+        )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from llmserve.errors import Draining, InvalidRequest, Overloaded, RateLimited
+from llmserve.gateway.demand import Demand
 from llmserve.gateway.drain_rate import DrainRate
 from llmserve.gateway.fairness import Lane, Lanes, Ticket
 from llmserve.settings import AdmissionSettings
@@ -55,6 +56,7 @@ class Admission:
         self._permits: dict[Ticket, Permit] = {}
         self._drain = DrainRate()
         self.running = 0
+        self.running_sequences = 0
         self.waiting = 0
         self.running_prompt_tokens = 0
         self.waiting_prompt_tokens = 0
@@ -80,25 +82,17 @@ class Admission:
                 retry_after=_DRAINING_RETRY_SECONDS,
             )
 
-    def enter(self, caller: Caller, prompt_tokens: int, priority: float, meter: Meter) -> Permit:
-        """A permit, granted at once or waiting for its turn.
+    def enter(self, caller: Caller, demand: Demand, meter: Meter) -> Permit:
+        """A permit, granted at once or waiting for its turn. A request of priority 5 waits
+        as if it had come five seconds later, among those of its own caller.
 
-        ``prompt_tokens`` is an estimate; ``priority`` is in seconds: a request of priority
-        5 waits as if it had come five seconds later, among those of its own caller.
         Raises ``Draining``, ``Overloaded`` (the server is full), ``RateLimited`` (this
-        caller holds more than its share of a full server), ``InvalidRequest`` (it can
-        never fit).
+        caller holds its share of a busy server), ``InvalidRequest`` (it can never fit).
         """
         self.check_open()
-        most = self._settings.max_running_prompt_tokens
-        if prompt_tokens > most:
-            raise InvalidRequest(
-                f"The prompt has about {prompt_tokens} tokens; this server takes on at most "
-                f"{most} prompt tokens at once (admission.max_running_prompt_tokens).",
-                code="context_length_exceeded",
-            )
+        self._check_possible(caller, demand)
         lane = self._lanes.of(caller)
-        ticket = Ticket(lane, prompt_tokens, self._clock() + priority, meter)
+        ticket = Ticket(lane, demand, self._clock() + demand.priority, meter)
         permit = Permit(self, ticket)
         if not self.in_flight:
             self._drain.begin(self._clock())
@@ -110,7 +104,7 @@ class Admission:
         self._permits[ticket] = permit
         lane.push(ticket)
         self.waiting += 1
-        self.waiting_prompt_tokens += prompt_tokens
+        self.waiting_prompt_tokens += ticket.prompt_tokens
         self._dispatch()
         return permit
 
@@ -125,6 +119,7 @@ class Admission:
             ticket.lane.charge((ticket,))
             ticket.lane.running.discard(ticket)
             self.running -= 1
+            self.running_sequences -= ticket.sequences
             self.running_prompt_tokens -= ticket.prompt_tokens
             self._drain.ended(self._clock())
         self._dispatch()
@@ -134,11 +129,14 @@ class Admission:
     def _dispatch(self) -> None:
         """Start whoever is next, as long as there is room."""
         while self.waiting:
-            started = next((t for t in self._heads() if self._fits(t)), None)
-            if started is None:
+            # Whoever holds its share is passed over; whoever is too large for the room that
+            # is left at this moment is not, or it would wait for ever.
+            entitled = (ticket for ticket in self._heads() if self._may_run(ticket))
+            following = next(entitled, None)
+            if following is None or not self._has_room(following):
                 return
-            self._stop_waiting(started)
-            self._start(started)
+            self._stop_waiting(following)
+            self._start(following)
 
     def _heads(self) -> list[Ticket]:
         heads = (lane.head() for lane in self._lanes.in_turn())
@@ -151,6 +149,7 @@ class Admission:
 
     def _start(self, ticket: Ticket) -> None:
         self.running += 1
+        self.running_sequences += ticket.sequences
         self.running_prompt_tokens += ticket.prompt_tokens
         ticket.lane.running.add(ticket)
         ticket.lane.charge((ticket,))
@@ -160,13 +159,40 @@ class Admission:
             granted.set_result(None)
 
     def _fits(self, ticket: Ticket) -> bool:
-        free = self.max_running - self.running
+        return self._may_run(ticket) and self._has_room(ticket)
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        """Room in the engine; there always is some for one request alone."""
+        if not self.running:
+            return True
         tokens = self.running_prompt_tokens + ticket.prompt_tokens
         return (
-            free > 0
+            self.running < self.max_running
+            and self.running_sequences + ticket.sequences <= self._slots()
             and tokens <= self._settings.max_running_prompt_tokens
-            and self._within_share(ticket.lane, len(ticket.lane.running), free)
         )
+
+    def _may_run(self, ticket: Ticket) -> bool:
+        lane = ticket.lane
+        return self._within_share(lane, len(lane.running), self.max_running - self.running)
+
+    def _check_possible(self, caller: Caller, demand: Demand) -> None:
+        """Refuse what can never run, or could only run by pushing everybody else out."""
+        most = self._settings.max_running_prompt_tokens
+        if demand.prompt_tokens > most:
+            raise InvalidRequest(
+                f"The prompt has about {demand.prompt_tokens} tokens; this server takes on at "
+                f"most {most} prompt tokens at once (admission.max_running_prompt_tokens).",
+                code="context_length_exceeded",
+            )
+        reserved = 0.0 if caller.is_anonymous else self._settings.reserved_share
+        places = max(1, int(self._slots() * (1 - reserved)))
+        if demand.sequences > places:
+            raise InvalidRequest(
+                f"The request asks for {demand.sequences} answers at once (prompts times n); at "
+                f"most {places} of one request can run together here. Send several requests.",
+                param="n",
+            )
 
     def _check_room(self, ticket: Ticket) -> None:
         """Refuse what may not even wait."""
@@ -176,21 +202,26 @@ class Admission:
         if free <= 0 or tokens > settings.max_queued_prompt_tokens:
             raise Overloaded(
                 f"The server is full: {self.running} requests run and {self.waiting} wait.",
-                retry_after=self._retry_after(),
+                retry_after=self._retry_after(ticket.lane),
             )
         if not self._within_share(ticket.lane, ticket.lane.waiting, free):
             raise RateLimited(
                 f"You have {ticket.lane.waiting} requests waiting, which is your share of a busy "
                 "server.",
-                retry_after=self._retry_after(),
+                retry_after=self._retry_after(ticket.lane),
             )
 
     def _within_share(self, lane: Lane, held: int, free: int) -> bool:
-        """The dynamic threshold. Without keys there is only one caller, and no share."""
-        if lane.caller.is_anonymous:
-            return True
+        """The dynamic threshold, and the last place is for somebody who has none. Without
+        keys there is only one caller, and no share."""
         reserved = self._settings.reserved_share
-        return held * reserved < free * (1 - reserved) * lane.caller.weight
+        if lane.caller.is_anonymous or not reserved:
+            return True
+        if held and free <= 1:
+            return False
+        return held * reserved < free * (1 - reserved) * self._lanes.relative_weight(lane)
 
-    def _retry_after(self) -> float:
-        return self._drain.retry_after(self.waiting, self._clock())
+    def _retry_after(self, lane: Lane) -> float:
+        """The caller's next place, at the rate that is its share of the whole."""
+        share = self._lanes.relative_weight(lane) / self._lanes.active(lane)
+        return lane.bookings.next(self._drain.interval / share, lane.waiting, self._clock())

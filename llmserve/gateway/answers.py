@@ -15,7 +15,7 @@ from llmserve.gateway.cache import Cache, Kept, cache_key
 from llmserve.gateway.deadline import Deadline
 from llmserve.gateway.entry import Entry
 from llmserve.gateway.routing import Target
-from llmserve.settings import CacheSettings
+from llmserve.settings import AdmissionSettings, CacheSettings
 from llmserve.types import Chunk, GenerateRequest, Operation
 
 Item = TypeVar("Item", Chunk, Event, Json)
@@ -27,8 +27,10 @@ OPERATIONS = frozenset({Operation.CHAT, Operation.COMPLETION, Operation.MESSAGES
 class Answers:
     """Gives kept answers, and keeps new ones. ``key`` ``None`` means: not this one."""
 
-    def __init__(self, settings: CacheSettings) -> None:
-        self.cache = Cache(settings)
+    def __init__(self, settings: CacheSettings, queue: AdmissionSettings) -> None:
+        self.cache = Cache(
+            settings, max_waiting=queue.max_queue, patience_s=queue.queue_timeout_s or 60
+        )
         self._enabled = settings.enabled
         self._shared = settings.shared
 

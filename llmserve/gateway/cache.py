@@ -63,10 +63,18 @@ class Cache:
     """Bounded in bytes and age; the least recently used answer goes first."""
 
     def __init__(
-        self, settings: CacheSettings, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: CacheSettings,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        max_waiting: int = 512,
+        patience_s: float = 60.0,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._max_waiting = max_waiting
+        self._patience = patience_s
+        self._waiting = 0
         self._kept: OrderedDict[bytes, tuple[float, int, Kept[Any]]] = OrderedDict()
         self._flights: dict[bytes, asyncio.Future[None]] = {}
         self.bytes = 0
@@ -76,20 +84,39 @@ class Cache:
     @asynccontextmanager
     async def flight(self, key: bytes) -> AsyncIterator[Flight[Any]]:
         """Find the answer, waiting for whoever is making it at this moment. When that one
-        fails or goes away, the next in line makes it."""
+        fails or goes away, the next in line makes it. Where too many wait, or one has waited
+        too long (the maker's client may read slowly), each goes its own way."""
         while (kept := self._find(key)) is None and (ahead := self._flights.get(key)) is not None:
-            await asyncio.shield(ahead)
+            if not await self._wait(ahead):
+                break
         if kept is not None:
             self.hits += 1
             yield Flight(kept, lambda _: None)
             return
         self.misses += 1
+        if key in self._flights:
+            yield Flight(None, lambda _: None)
+            return
         landed = self._flights[key] = asyncio.get_running_loop().create_future()
         try:
             yield Flight(None, lambda answer: self._keep(key, answer))
         finally:
             del self._flights[key]
             landed.set_result(None)
+
+    async def _wait(self, ahead: asyncio.Future[None]) -> bool:
+        """Wait for somebody else's answer. ``False``: not any longer."""
+        if self._waiting >= self._max_waiting:
+            return False
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._patience):
+                await asyncio.shield(ahead)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting -= 1
+        return True
 
     def _find(self, key: bytes) -> Kept[Any] | None:
         found = self._kept.get(key)

@@ -10,12 +10,14 @@ BYTES_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """``prompt_tokens`` is an estimate, ``max_tokens`` what the client allows for the
-    answer (0: it did not say). ``timeout_s``: how long it is willing to wait for the end.
+    """``prompt_tokens`` is an estimate, ``max_tokens`` the most that all answers together
+    may have. ``sequences``: how many the engine runs for it, prompts times choices.
+    ``timeout_s``: how long it is willing to wait for the end.
     ``priority``: in seconds, see ``Admission.enter``."""
 
     prompt_tokens: int = 1
     max_tokens: int = 0
+    sequences: int = 1
     timeout_s: float | None = None
     priority: float = 0.0
 

@@ -18,6 +18,8 @@ import heapq
 import itertools
 from collections.abc import Iterable
 
+from llmserve.gateway.demand import Demand
+from llmserve.gateway.drain_rate import Bookings
 from llmserve.types import Caller, Meter
 
 PROMPT_WEIGHT = 1.0
@@ -28,11 +30,12 @@ COMPLETION_WEIGHT = 2.0
 class Ticket:
     """One request's place: waiting in its caller's lane, then running."""
 
-    __slots__ = ("charged", "lane", "meter", "place", "prompt_tokens", "waiting")
+    __slots__ = ("charged", "lane", "meter", "place", "prompt_tokens", "sequences", "waiting")
 
-    def __init__(self, lane: Lane, prompt_tokens: int, place: float, meter: Meter) -> None:
+    def __init__(self, lane: Lane, demand: Demand, place: float, meter: Meter) -> None:
         self.lane = lane
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = demand.prompt_tokens
+        self.sequences = demand.sequences
         self.place = place
         self.meter = meter
         self.charged = 0.0
@@ -52,6 +55,7 @@ class Lane:
         self.service = 0.0
         self.running: set[Ticket] = set()
         self.waiting = 0
+        self.bookings = Bookings()
         self._heap: list[tuple[float, int, Ticket]] = []
         self._arrivals = itertools.count()
 
@@ -65,6 +69,8 @@ class Lane:
         """Stop waiting, from anywhere in the lane."""
         ticket.waiting = False
         self.waiting -= 1
+        if not self.waiting:
+            self.bookings.forget()
         # Tickets that have left are dropped when they come to the head, or all at once.
         if len(self._heap) > 2 * self.waiting + 16:
             self._heap = [item for item in self._heap if item[2].waiting]
@@ -102,6 +108,19 @@ class Lanes:
             others = [other.service for other in self._lanes.values() if other.waiting]
             lane.service = max(lane.service, min(others, default=self._level))
         return lane
+
+    def active(self, lane: Lane) -> int:
+        """How many callers have requests here, ``lane`` counted among them."""
+        return len(self._busy(lane))
+
+    def relative_weight(self, lane: Lane) -> float:
+        """The caller's weight over the mean of those who have requests here."""
+        busy = self._busy(lane)
+        return lane.caller.weight * len(busy) / sum(each.caller.weight for each in busy)
+
+    def _busy(self, lane: Lane) -> list[Lane]:
+        lanes = self._lanes.values()
+        return [each for each in lanes if each is lane or each.waiting or each.running]
 
     def in_turn(self) -> list[Lane]:
         """The lanes in which somebody waits, the least served first."""

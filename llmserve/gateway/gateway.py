@@ -40,7 +40,7 @@ class Gateway:
         self.router = router
         self.admission = Admission(settings.admission, slots=lambda: self._slots)
         self.running = Running()
-        self.answers = Answers(settings.cache)
+        self.answers = Answers(settings.cache, settings.admission)
         self._windows = windows
         self._settings = settings
         self._slots = 1
@@ -150,9 +150,7 @@ class Gateway:
         self, entry: Entry, demand: Demand, deadline: Deadline
     ) -> AsyncIterator[None]:
         """With a permit, which is taken before any header goes out."""
-        permit = self.admission.enter(
-            entry.caller, demand.prompt_tokens, demand.priority, entry.meter
-        )
+        permit = self.admission.enter(entry.caller, demand, entry.meter)
         try:
             limit = self._settings.admission.queue_timeout_s or None
             await deadline.wait_for_turn(permit.granted, limit)

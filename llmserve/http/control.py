@@ -18,8 +18,11 @@ _PROMPT_FIELDS = ("prompt", "messages", "input", "system", "instructions", "tool
 _MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
-def demand_of(request: Request, body: dict[str, Any], engine: Engine) -> Demand:
-    """What the request asks of the server. Takes ``timeout_s`` and ``priority`` out of the
+def demand_of(
+    request: Request, body: dict[str, Any], engine: Engine, *, generates: bool = True
+) -> Demand:
+    """What the request asks of the server; what does not generate needs no tokens set aside
+    for an answer. Takes ``timeout_s`` and ``priority`` out of the
     body: they are ours, not the engine's. Raises ``InvalidRequest``, also for a prompt
     that can never fit: waiting would not help it."""
     size = request.state.body_bytes
@@ -28,9 +31,15 @@ def demand_of(request: Request, body: dict[str, Any], engine: Engine) -> Demand:
     if size > most:
         _check_fits(body, most, info.max_model_len)
     timeouts = (_header_timeout(request), body.pop("timeout_s", None))
+    prompts = _prompts(body)
+    sequences = prompts * int(body.get("n") or 1)
+    estimate = min(estimate_tokens(size), prompts * info.max_model_len)
     return Demand(
-        prompt_tokens=min(estimate_tokens(size), info.max_model_len),
-        max_tokens=_max_tokens(body, info.max_model_len),
+        prompt_tokens=estimate,
+        max_tokens=sequences * _max_tokens(body, info.max_model_len, estimate // prompts)
+        if generates
+        else 0,
+        sequences=sequences,
         timeout_s=min((t for t in timeouts if t is not None), default=None),
         priority=body.pop("priority", None) or 0,
     )
@@ -41,7 +50,7 @@ def _header_timeout(request: Request) -> float | None:
     if text is None:
         return None
     try:
-        seconds = float(text)
+        seconds = float(text) if "_" not in text else math.nan
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
@@ -52,10 +61,19 @@ def _header_timeout(request: Request) -> float | None:
     return seconds
 
 
-def _max_tokens(body: dict[str, Any], context: int) -> int:
-    asked = next((body[name] for name in _MAX_TOKENS_FIELDS if body.get(name) is not None), 0)
-    choices = body.get("n") or 1
-    return min(int(asked), context) * int(choices)
+def _prompts(body: dict[str, Any]) -> int:
+    """How many prompts the body holds: only completions and embeddings take several."""
+    prompt = body.get("prompt", body.get("input"))
+    if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], int | dict):
+        return 1
+    return len(prompt)
+
+
+def _max_tokens(body: dict[str, Any], context: int, prompt: int) -> int:
+    """What one answer may have: what the client allows, or what the context has room for."""
+    asked = next((body[name] for name in _MAX_TOKENS_FIELDS if body.get(name) is not None), None)
+    room = max(1, context - prompt)
+    return room if asked is None else min(int(asked), room)
 
 
 def _check_fits(body: dict[str, Any], most: int, context: int) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.errors import Forbidden, InternalError, LlmserveError, Unauthenticated
+from llmserve.errors import Forbidden, InternalError, LlmserveError, NotFound, Unauthenticated
 from llmserve.gateway.entry import Entry, outcome_of_status
 from llmserve.http.envelopes import error_response, protocol_of
 from llmserve.http.event_stream import ReaderStalled
@@ -130,16 +130,18 @@ class Authentication:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        query_key = self._take_query_key(scope) if self._settings.allow_query_key else None
-        policy = self._guide().policy(scope["path"])
-        if not policy.opened(self._settings):
-            try:
+        try:
+            query_key = self._take_query_key(scope) if self._settings.allow_query_key else None
+            policy = self._guide().policy(scope["path"])
+            caller = None
+            if not policy.opened(self._settings):
                 caller = self._authenticate(Headers(scope=scope), query_key, policy)
-            except (Unauthenticated, Forbidden) as error:
-                _fail(scope, error)
-                response = error_response(error, protocol_of(scope["path"]), _request_id(scope))
-                await response(scope, receive, send)
-                return
+        except (Unauthenticated, Forbidden, NotFound) as error:
+            _fail(scope, error)
+            response = error_response(error, protocol_of(scope["path"]), _request_id(scope))
+            await response(scope, receive, send)
+            return
+        if caller is not None:
             scope["state"]["caller"] = caller
             entry = scope["state"].get("entry")
             if entry is not None:
@@ -179,7 +181,10 @@ class Authentication:
         if len(rest) == len(pairs):
             return None
         scope["query_string"] = urlencode(rest).encode("latin-1")
-        return next(value for name, value in pairs if name == "api_key")
+        keys = {value for name, value in pairs if name == "api_key"}
+        if len(keys) > 1:
+            raise Unauthenticated("The request carries two different API keys; send one.")
+        return keys.pop()
 
 
 class Failures:

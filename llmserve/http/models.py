@@ -12,12 +12,21 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.catalog import Answer, Catalog, Place
-from llmserve.catalog.places import MAIN
+from llmserve.catalog.catalog import Answer, Catalog
+from llmserve.catalog.places import MAIN, Place
 from llmserve.errors import InvalidRequest, ModelNotFound
 from llmserve.http.body import read_json
 from llmserve.http.context import caller, services
-from llmserve.http.model_query import LIST, NOTHING, estimate_args, page_args, parse, tensor_args
+from llmserve.http.model_query import (
+    ESTIMATE,
+    LIST,
+    NOTHING,
+    TENSORS,
+    estimate_args,
+    page_args,
+    parse,
+    tensor_args,
+)
 from llmserve.types import Caller
 
 _HEADERS = {"cache-control": "private, no-cache"}
@@ -25,32 +34,74 @@ _Args = Callable[[Request], Mapping[str, Any]]
 
 
 def build_router(catalog: Catalog) -> APIRouter:
-    """The routes over ``catalog``. The longer paths come first: names contain slashes."""
+    """The routes over ``catalog``."""
     router = APIRouter(tags=["models"])
 
-    def add(path: str, args: _Args, question: str, summary: str) -> None:
-        handler = _handler(catalog, question, args)
+    for path, args, allowed, question, summary in _QUESTIONS:
         router.add_api_route(
-            path, handler, methods=["GET"], name=path, summary=summary, response_model=None
+            path,
+            _handler(catalog, question, args),
+            methods=["GET"],
+            name=path,
+            summary=summary,
+            response_model=None,
+            openapi_extra=_schema(path, allowed),
         )
-
-    add("/models/{name:path}/tensors", tensor_args, "tensors", "The tensors of a model")
-    add("/models/{name:path}/metadata", _no_args, "metadata", "All that its files say")
-    add("/models/{name:path}/estimate", estimate_args, "estimate", "Can it be served, on what?")
     router.add_api_route(
-        "/models", _list(catalog), methods=["GET"], summary="All models known to this server"
+        "/models",
+        _list(catalog),
+        methods=["GET"],
+        summary="All models known to this server",
+        response_model=None,
+        openapi_extra=_schema("/models", LIST),
     )
-    add("/models/{name:path}", _no_args, "summary", "A model, from its headers")
-    add("/model", _no_args, "summary", "The served model, from its headers")
-    add("/tensors", tensor_args, "tensors", "The tensors of the served model")
     router.add_api_route(
-        "/api/show", _show(catalog), methods=["POST"], summary="A model, as Ollama shows it"
+        "/api/show",
+        _show(catalog),
+        methods=["POST"],
+        summary="A model, as Ollama shows it",
+        response_model=None,
+        openapi_extra=_SHOW_SCHEMA,
     )
     return router
 
 
+def _schema(path: str, query: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters, which handlers read by themselves."""
+    text = {"schema": {"type": "string"}}
+    named = [{"name": "name", "in": "path", "required": True, **text}] if "{" in path else []
+    asked = [{"name": each, "in": "query", "required": False, **text} for each in query]
+    return {"parameters": named + asked}
+
+
 def _no_args(request: Request) -> Mapping[str, Any]:
     return parse(request, NOTHING)
+
+
+_QUESTIONS: tuple[tuple[str, _Args, tuple[str, ...], str, str], ...] = (
+    ("/models/{name:path}/tensors", tensor_args, TENSORS, "tensors", "The tensors of a model"),
+    ("/models/{name:path}/metadata", _no_args, NOTHING, "metadata", "All that its files say"),
+    ("/models/{name:path}/estimate", estimate_args, ESTIMATE, "estimate", "Can it be served?"),
+    ("/models/{name:path}", _no_args, NOTHING, "summary", "A model, from its headers"),
+    ("/model", _no_args, NOTHING, "summary", "The served model, from its headers"),
+    ("/tensors", tensor_args, TENSORS, "tensors", "The tensors of the served model"),
+)
+"""The longer paths come first: names contain slashes."""
+
+_SHOW_SCHEMA = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model"],
+                    "properties": {"model": {"type": "string"}, "verbose": {"type": "boolean"}},
+                }
+            }
+        },
+    }
+}
 
 
 def _handler(

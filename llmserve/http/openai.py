@@ -33,6 +33,7 @@ PATHS: dict[str, Operation] = {
 }
 
 _DONE = b"data: [DONE]\n\n"
+_GENERATING = (Operation.CHAT, Operation.COMPLETION, Operation.RESPONSES, Operation.MESSAGES)
 _ENDS_WITH_DONE = (Operation.CHAT, Operation.COMPLETION)
 
 
@@ -70,7 +71,8 @@ def _handler(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         body = await read_json(request, settings.limits, settings.server.body_timeout_s)
         check_fields(operation, body, settings.limits)
         target = wired.gateway.route(account, body.get("model"), base_url(request))
-        demand = demand_of(request, body, wired.supervisor.engine())
+        engine = wired.supervisor.engine()
+        demand = demand_of(request, body, engine, generates=operation in _GENERATING)
         if body.get("stream"):
             frames = _frames(request, target, operation, body, demand)
             return await stream_response(

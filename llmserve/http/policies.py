@@ -12,6 +12,7 @@ from re import Pattern
 
 from starlette.routing import BaseRoute, Route
 
+from llmserve.errors import NotFound
 from llmserve.settings import AuthSettings
 from llmserve.types import Scope
 
@@ -41,6 +42,11 @@ POLICIES: dict[str, Policy] = {
     **dict.fromkeys(("/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings"), _INFER),
     **dict.fromkeys(("/tokenize", "/detokenize"), _INFER),
     **dict.fromkeys(("/v1/models", "/v1/models/{model:path}"), _OWN),
+    **dict.fromkeys(("/models", "/models/{name:path}", "/model", "/tensors", "/api/show"), _OWN),
+    **dict.fromkeys(
+        tuple(f"/models/{{name:path}}/{part}" for part in ("tensors", "metadata", "estimate")),
+        _OWN,
+    ),
     **dict.fromkeys(("/v1/requests", "/v1/requests/{request_id}", "/v1/usage"), _OWN),
 }
 """By the path of the route, as it is written where the route is made."""
@@ -50,8 +56,9 @@ UNKNOWN = Policy()
 
 
 class Guide:
-    """Finds the policy of a path. Made from the application's own routes: the router and
-    the guard cannot disagree about what a path means."""
+    """Finds the policy of a path. Made from the application's own routes, in their order,
+    and asked only about paths that both read alike: a path with a control character (a
+    line break at its end, which a route's ``$`` does not see) is nobody's."""
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         self._exact: dict[str, Policy] = {}
@@ -68,8 +75,11 @@ class Guide:
                 self._exact[route.path] = policy
 
     def policy(self, path: str) -> Policy:
-        """The policy of a request's path (``scope["path"]``, never a header's idea of it)."""
+        """The policy of a request's path (``scope["path"]``, never a header's idea of it).
+        Raises ``NotFound`` for a path that no route can mean."""
         found = self._exact.get(path)
         if found is not None:
             return found
+        if not path.isprintable():
+            raise NotFound(f"There is no {path[:200]!r} here.")
         return next((policy for regex, policy in self._patterns if regex.match(path)), UNKNOWN)

@@ -20,6 +20,7 @@ router = APIRouter(tags=["control"])
 
 _DAYS = 31
 _MAX_DAYS = 366
+_FIRST_DAY = datetime.date(2000, 1, 1)
 
 
 @router.get("/v1/requests", summary="Your requests under way; all of them for administrators")
@@ -72,7 +73,7 @@ def _query(request: Request) -> tuple[str, str, str | None]:
         if name not in ("from", "to", "key"):
             raise InvalidRequest(f"{name[:40]!r} is not from, to or key.", param=name[:40])
     last = _day(given, "to") or datetime.datetime.now(datetime.UTC).date()
-    first = _day(given, "from") or last - datetime.timedelta(days=_DAYS - 1)
+    first = _day(given, "from") or max(_FIRST_DAY, last - datetime.timedelta(days=_DAYS - 1))
     if not 0 <= (last - first).days < _MAX_DAYS:
         raise InvalidRequest(
             f"from is {first} and to is {last}; at most {_MAX_DAYS} days, in order, are allowed.",
@@ -86,7 +87,10 @@ def _day(given: dict[str, str], name: str) -> datetime.date | None:
     if text is None:
         return None
     try:
-        return datetime.date.fromisoformat(text)
+        day = datetime.date.fromisoformat(text)
+        if day < _FIRST_DAY:
+            raise ValueError
+        return day
     except ValueError:
         raise InvalidRequest(
             f"{name} is {text[:40]!r}; it must be a day such as 2026-11-21.", param=name

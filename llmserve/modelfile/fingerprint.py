@@ -18,7 +18,8 @@ def fingerprint(source: Source, header_bytes: int) -> str:
 
     Hashing a model in full takes minutes; this takes a millisecond. What differs in
     format, metadata, tensor table or size differs here, and so does other training in
-    practice; a change of a few weights between the samples does not.
+    practice; a change of a few weights between the samples does not. Of a remote file no
+    block is sampled, and its mark is another than that of a local copy.
     """
     digest = hashlib.sha256(b"llmserve-1 %d %d" % (source.size, header_bytes))
     head = source.head(header_bytes)
@@ -26,7 +27,7 @@ def fingerprint(source: Source, header_bytes: int) -> str:
     if header_bytes > _HASHED_HEADER:
         digest.update(head[header_bytes - _BLOCK : header_bytes])
     room = max(0, source.size - header_bytes - _BLOCK)
-    for sample in range(_SAMPLES):
+    for sample in range(_SAMPLES if source.sampled else 0):
         digest.update(source.read(header_bytes + room * sample // (_SAMPLES - 1), _BLOCK))
     return digest.hexdigest()[:32]
 

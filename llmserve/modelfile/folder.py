@@ -19,7 +19,7 @@ ADAPTER = "adapter_model.safetensors"
 MAX_SHARDS = 10_000
 MAX_INDEX = 48_000_000
 MAX_TENSORS = 300_000
-_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(safetensors|gguf)", re.DOTALL)
+SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(safetensors|gguf)", re.DOTALL)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -59,7 +59,7 @@ def find_weights(store: Store) -> Weights:
 
 def parts(store: Store, name: str) -> tuple[list[str], list[Problem]]:
     """All parts of a model of which ``name`` is one: those that are there."""
-    found = _SHARD.fullmatch(name)
+    found = SHARD.fullmatch(name)
     if found is None:
         return [name], []
     stem, _, count, ending = found.groups()
@@ -68,7 +68,7 @@ def parts(store: Store, name: str) -> tuple[list[str], list[Problem]]:
     wanted = [f"{stem}-{part:05d}-of-{count}.{ending}" for part in range(1, int(count) + 1)]
     sizes = store.sizes()
     problems = [
-        Problem(ProblemKind.INDEX, each, "This part of the model is missing.")
+        Problem(ProblemKind.MISSING, each, "This part of the model is missing.")
         for each in wanted
         if each not in sizes
     ]
@@ -77,7 +77,7 @@ def parts(store: Store, name: str) -> tuple[list[str], list[Problem]]:
 
 def _only(store: Store, names: list[str]) -> str:
     """The first file of the one model that a folder of files holds."""
-    models = {match[1] if (match := _SHARD.fullmatch(each)) else each: each for each in names[::-1]}
+    models = {match[1] if (match := SHARD.fullmatch(each)) else each: each for each in names[::-1]}
     models = {key: name for key, name in models.items() if not key.startswith("mmproj")} or models
     if len(models) > 1:
         raise Refused(store.name, f"it holds several models; name one of {', '.join(names)[:500]}")
@@ -85,7 +85,7 @@ def _only(store: Store, names: list[str]) -> str:
 
 
 def _unindexed(names: list[str]) -> Weights:
-    shards = [each for each in names if _SHARD.fullmatch(each)]
+    shards = [each for each in names if SHARD.fullmatch(each)]
     files = tuple(
         shards or [each for each in names if not each.startswith("consolidated")] or names
     )
@@ -108,7 +108,7 @@ def _indexed(store: Store, sizes: Mapping[str, int]) -> Weights:
             raise Malformed(INDEX, "weight_map", "names of files in this folder", ascii(name[:100]))
         if name not in sizes:
             detail = "The index names it, and it is missing."
-            problems.append(Problem(ProblemKind.INDEX, name, detail))
+            problems.append(Problem(ProblemKind.MISSING, name, detail))
     present = tuple(each for each in files if each in sizes)
     if not present:
         raise Malformed(INDEX, "weight_map", "files that are in the folder", str(files[:3])[:200])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from glob import escape
+from itertools import islice
 from pathlib import Path
 
 from llmserve.modelfile.assemble import describe_gguf, describe_safetensors
 from llmserve.modelfile.assemble_apr import describe_apr
 from llmserve.modelfile.detect import detect_source, hint
 from llmserve.modelfile.errors import Refused, UnknownFormat, Unreadable
-from llmserve.modelfile.folder import Weights, find_weights
-from llmserve.modelfile.local import LocalStore
+from llmserve.modelfile.folder import SHARD, Weights, find_weights
+from llmserve.modelfile.local import MAX_FILES, LocalStore
 from llmserve.modelfile.source import Store
 from llmserve.modelfile.types import Detected, Format, ModelFile
 
@@ -76,8 +78,7 @@ def identity(path: Path | str) -> str:
     place = Path(path)
     digest = hashlib.sha256(os.fsencode(place.name))
     try:
-        paths = sorted(place.iterdir()) if place.is_dir() else [place]
-        for each in paths:
+        for each in _files(place):
             status = each.stat()
             if stat.S_ISREG(status.st_mode):
                 facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -87,6 +88,16 @@ def identity(path: Path | str) -> str:
             f"{place.name} cannot be read: {error.strerror}.", file=place.name
         ) from error
     return digest.hexdigest()[:32]
+
+
+def _files(place: Path) -> list[Path]:
+    """A folder's files, or a file with the other parts of its model."""
+    if place.is_dir():
+        return sorted(islice(place.iterdir(), MAX_FILES))
+    found = SHARD.fullmatch(place.name)
+    if found is None:
+        return [place]
+    return sorted(place.parent.glob(f"{escape(found[1])}-*-of-{found[3]}.{found[4]}")) or [place]
 
 
 def _place(path: Path | str, root: Path | None) -> tuple[LocalStore, str | None]:

@@ -14,6 +14,9 @@ from llmserve.modelfile.source import HEADER_BUDGET, Buffer
 MAPPED_FROM = 50_000_000
 """Larger files are mapped; smaller ones are read."""
 
+MAX_FILES = 20_000
+"""No folder of a model holds more."""
+
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -32,6 +35,7 @@ class LocalSource:
         self.name = name
         self.size = size
         self.mapped = size > MAPPED_FROM
+        self.sampled = True
         self._descriptor = descriptor
         self._head: Buffer = b""
 
@@ -88,7 +92,9 @@ class LocalStore:
         found = {}
         try:
             with os.scandir(self.folder) as entries:
-                for entry in entries:
+                for number, entry in enumerate(entries):
+                    if number >= MAX_FILES:
+                        raise Refused(self.name, f"it holds more than {MAX_FILES:,} files")
                     if _is_text(entry.name) and (status := _status(entry)):
                         found[entry.name] = status.st_size
         except OSError as error:

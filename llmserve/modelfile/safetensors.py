@@ -174,10 +174,12 @@ class _Walk:
         bits = BITS.get(dtype)
         if bits is not None and (math.prod(sizes) * bits + 7) // 8 == end - begin:
             return
+        kind = ProblemKind.SIZE
         detail = f"Its data have {end - begin} bytes, which does not fit {list(sizes)} of {dtype}."
         if bits is None:
-            detail = f"The dtype {dtype} is not known."
-        self.problems.append(Problem(ProblemKind.SIZE, f"{self.name}: {name[:100]!a}", detail))
+            # Newer than this reader, perhaps: no damage.
+            kind, detail = ProblemKind.METADATA, f"The dtype {dtype} is not known."
+        self.problems.append(Problem(kind, f"{self.name}: {name[:100]!a}", detail))
 
     def _unusual_entry(self) -> bool:
         """A member of another kind. Whether the object ends there."""

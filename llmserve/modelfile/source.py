@@ -32,6 +32,12 @@ class Source(Protocol):
     @property
     def mapped(self) -> bool: ...
 
+    @property
+    def sampled(self) -> bool:
+        """Whether blocks of the data may be read for the fingerprint: over a network each
+        costs a request."""
+        ...
+
     def head(self, size: int) -> Buffer:
         """The first ``size`` bytes of the file or more, but never more than the file has
         nor than ``HEADER_BUDGET``. Calls with growing sizes give growing buffers."""

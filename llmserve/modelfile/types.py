@@ -71,6 +71,7 @@ class ProblemKind(StrEnum):
     TRUNCATED = "truncated"
     MISALIGNED = "misaligned"
     INDEX = "index"
+    MISSING = "missing"
     SIZE = "size"
     METADATA = "metadata"
     CHECKSUM = "checksum"

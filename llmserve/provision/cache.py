@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,25 +75,27 @@ def locked(cache: Path, name: str, notify: Notify = silent) -> Iterator[None]:
         os.close(handle)
 
 
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A new folder that becomes ``target`` when the block ends well, and vanishes otherwise.
+class Interrupted(SetupError):
+    """Work broke off that can go on where it stopped."""
 
-    Call it under the lock of ``target``: what earlier, killed attempts left is removed.
-    """
-    parent = make_folder(target.parent)
-    prefix = f".{target.name}."
-    for leftover in parent.glob(f"{prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+
+@contextmanager
+def resumable(target: Path) -> Iterator[Path]:
+    """A folder that becomes ``target`` when the block ends well, and vanishes when it ends
+    with a ``SetupError`` other than ``Interrupted``. What a killed or interrupted attempt has
+    left is in it, for the block to go on with. Call it under the lock of ``target``."""
+    folder = make_folder(target.with_name(f".{target.name}.partial"))
     try:
-        folder.chmod(0o777 & ~current_umask())
         yield folder
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
-    finally:
+    except Interrupted:
+        raise
+    except SetupError:
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(target)
+    folder.chmod(0o777 & ~current_umask())
+    folder.rename(target)
 
 
 def current_umask() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.provision.cache import current_umask, in_words, require_space
+from llmserve.provision.dequantize import SHARD_BYTES, open_stream, save_config, write_shards
 from llmserve.provision.facts import (
     GgufFacts,
     chat_templates,
@@ -23,12 +24,12 @@ from llmserve.provision.facts import (
     repair_config,
     repair_tokenizer,
 )
-from llmserve.provision.gguf import NOTES
+from llmserve.provision.gguf import NOTES, WITHOUT_WEIGHTS
 from llmserve.provision.rope import Impossible
 
 
 def main() -> int:
-    """Convert ``argv[1]`` into the folder ``argv[2]``."""
+    """Convert ``argv[1]`` into the folder ``argv[2]``, perhaps ``--without-weights``."""
     from llmserve.errors import SetupError
 
     # The file has all that is needed; a GPU is neither needed nor wanted.
@@ -40,7 +41,7 @@ def main() -> int:
     )
     file, folder = Path(sys.argv[1]), Path(sys.argv[2])
     try:
-        convert(file, folder)
+        convert(file, folder, weights=WITHOUT_WEIGHTS not in sys.argv[3:])
     except (Impossible, SetupError) as error:
         tell(error=str(error))
         return 1
@@ -64,20 +65,18 @@ def tell(**message: Any) -> None:
     sys.stdout.flush()
 
 
-def convert(file: Path, folder: Path) -> None:
-    from llmserve.provision.verify import verify_tokenizer, verify_weights
+def convert(file: Path, folder: Path, *, weights: bool = True) -> None:
+    from llmserve.provision.verify import verify_tokenizer
 
     tell(step="reading")
     facts = read_facts(file)
-    check_resources(facts, folder)
+    if weights:
+        check_disk(facts, folder)
     tokenizer = load_tokenizer(file, facts)
     tokenizer.save_pretrained(folder)
     repair_tokenizer(folder, facts)
     verify_tokenizer(folder, facts)
-    model = load_model(file, facts)
-    verify_weights(model, facts)
-    tell(step="writing")
-    model.save_pretrained(folder)
+    _write_model(file, folder, facts, weights=weights)
     repair_config(folder, facts)
     for name, template in chat_templates(facts).items():
         path = folder / name
@@ -90,21 +89,52 @@ def convert(file: Path, folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~current_umask())
 
 
+def _write_model(file: Path, folder: Path, facts: GgufFacts, *, weights: bool) -> None:
+    """Weights and configuration: in shards where that is possible, else all at once."""
+    from llmserve.provision.verify import verify_weights
+
+    try:
+        stream = open_stream(file, facts.architecture)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise Impossible(not_supported(facts, error)) from error
+    if stream is not None:
+        verify_weights(stream.model, facts)
+        if not weights:
+            save_config(stream, folder)
+            return
+        require_memory(3 * SHARD_BYTES if facts.weights > SHARD_BYTES // 2 else 6 * facts.weights)
+        write_shards(stream, folder, lambda done: tell(step="weights", fraction=done))
+        save_config(stream, folder)
+        return
+    if not weights:
+        raise Impossible(f"the layout of {facts.architecture!r} models has no plain counterpart.")
+    # While converting, memory holds the result, and as much again that is in the works.
+    require_memory(4 * facts.weights)
+    model = load_model(file, facts)
+    verify_weights(model, facts)
+    tell(step="writing")
+    model.save_pretrained(folder)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def check_resources(facts: GgufFacts, folder: Path) -> None:
-    """The result holds two bytes for each weight; while converting, so does memory, and
-    once more for what is in the works."""
+def check_disk(facts: GgufFacts, folder: Path) -> None:
+    """The result holds two bytes for each weight; what an attempt before has left counts."""
+    there = sum(each.stat().st_size for each in folder.glob("model*.safetensors"))
+    needed = int(1.05 * (2 * facts.weights - there)) + 50_000_000
+    require_space(folder, max(0, needed), "The converted model")
+
+
+def require_memory(needed: int) -> None:
+    """Raises ``Impossible`` when less is free."""
     import psutil
 
-    result = 2 * facts.weights
-    require_space(folder, int(1.05 * result) + 50_000_000, "The converted model")
     free = psutil.virtual_memory().available
-    if free < 2 * result:
+    if free < needed:
         raise Impossible(
-            f"the conversion needs about {in_words(2 * result)} of memory, and"
+            f"the conversion needs about {in_words(needed)} of memory, and"
             f" {in_words(free)} are free. Serve the model's own SafeTensors repository instead."
         )
 

@@ -1,9 +1,9 @@
 """A ``.gguf`` file → a SafeTensors folder that vLLM loads.
 
 vLLM reads GGUF only through a plugin for GPUs, so the file is converted once, by
-transformers, in a process of its own (``convert``): the server never imports torch for
-it, and the memory is free again afterwards. The result is kept under the SHA-256 of the
-file.
+transformers' rules, in a process of its own (``convert``): the server never imports torch
+for it, and the memory is free again afterwards. The result is kept under the SHA-256 of
+the file. A conversion that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.errors import SetupError
-from llmserve.provision.cache import identity, locked, staging
+from llmserve.provision.cache import Interrupted, identity, locked, resumable
 from llmserve.provision.progress import Notify, silent
 
 FORMAT = 1
 """Part of the folder's name: raise it when ``convert`` makes other folders than before."""
 
+WITHOUT_WEIGHTS = "--without-weights"
 NOTES = "llmserve-conversion.json"
 
 
@@ -32,8 +33,9 @@ def converted_folder(cache: Path, name: str, sha256: str) -> Path:
     return cache / "models" / f"{readable}-{sha256[:16]}-{FORMAT}"
 
 
-def convert_gguf(file: Path, cache: Path, notify: Notify = silent) -> Path:
+def convert_gguf(file: Path, cache: Path, notify: Notify = silent, *, weights: bool = True) -> Path:
     """The folder with the converted model; converts it if that was not done before.
+    Without ``weights``, only tokenizer and configuration.
 
     Raises ``SetupError`` that names the reason: not a GGUF file, an architecture that
     cannot be converted, too little memory or disk, or a result that does not agree with
@@ -41,13 +43,15 @@ def convert_gguf(file: Path, cache: Path, notify: Notify = silent) -> Path:
     """
     check_magic(file)
     target = converted_folder(cache, file.stem, identity(file, cache, notify))
+    if not weights:
+        target = target.with_name(f"{target.name}-tokenizer")
     if target.is_dir():
         return target
     with locked(cache, target.name, notify):
         if target.is_dir():
             return target
-        with staging(target) as folder:
-            _convert(file, folder, notify)
+        with resumable(target) as folder:
+            _convert(file, folder, notify, weights=weights)
     return target
 
 
@@ -75,9 +79,10 @@ def check_magic(file: Path) -> None:
         )
 
 
-def _convert(file: Path, folder: Path, notify: Notify) -> None:
+def _convert(file: Path, folder: Path, notify: Notify, *, weights: bool) -> None:
     # -P: modules that happen to lie in the current folder are not picked up.
     command = [sys.executable, "-P", "-m", "llmserve.provision.convert", str(file), str(folder)]
+    command += [] if weights else [WITHOUT_WEIGHTS]
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -95,7 +100,9 @@ def _convert(file: Path, folder: Path, notify: Notify) -> None:
         last_words = errors.read().decode(errors="replace")
     if failure is None and child.returncode == 0:
         return
-    raise SetupError(f"{file} cannot be converted: {failure or _why(child.returncode, last_words)}")
+    reason = failure or _why(child.returncode, last_words)
+    kind = Interrupted if child.returncode < 0 else SetupError
+    raise kind(f"{file} cannot be converted: {reason}")
 
 
 def _listen(child: subprocess.Popen[str], name: str, notify: Notify) -> str | None:
@@ -116,6 +123,6 @@ def _listen(child: subprocess.Popen[str], name: str, notify: Notify) -> str | No
 
 def _why(code: int, last_words: str) -> str:
     if code == -9:
-        return "the conversion was killed, most likely because memory ran out."
+        return "the conversion was killed, most likely for lack of memory. It can go on."
     lines = [line.strip() for line in last_words.splitlines() if line.strip()]
     return f"the conversion ended with status {code}. {lines[-1][:500] if lines else ''}".strip()

@@ -127,6 +127,13 @@ def _choose(name: str, sizes: Iterable[str]) -> list[str]:
                 " code that is in it, so llmserve does not. Look for a SafeTensors version."
             )
         raise SetupError(f"{name} has no weights that can be served: there is no .safetensors.")
+    if "config.json" not in files and "params.json" not in files:
+        if "adapter_config.json" in files:
+            raise SetupError(
+                f"{name} is a LoRA adapter, not a model: serve its base model with"
+                " engine.enable_lora."
+            )
+        raise SetupError(f"{name} cannot be served: it has no config.json.")
     if any(not each.startswith("consolidated") for each in weights):
         # Mistral's repositories hold the same weights twice.
         files = [each for each in files if not each.startswith("consolidated")]

@@ -24,9 +24,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 class ResolvedModel:
     """A model that is here and complete.
 
-    ``path`` is a folder. ``name`` is what clients ask for unless the settings say
-    otherwise. ``notes`` are for the log. ``engine_defaults`` are engine arguments, under
-    vLLM's names, that suit this model; whatever the user set comes first.
+    ``path`` is a folder, or a GGUF file that is served as it is. ``name`` is what clients
+    ask for unless the settings say otherwise. ``notes`` are for the log.
+    ``engine_defaults`` are engine arguments, under vLLM's names, that suit this model;
+    whatever the user set comes first.
     """
 
     source: str
@@ -44,12 +45,15 @@ def resolve_model(
     cache: Path | None = None,
     notify: Notify = silent,
     offline: bool = False,
+    native_gguf: bool = False,
 ) -> ResolvedModel:
     """Find, download or convert the model ``source``: ``demo``, a folder, a ``.gguf``
     file, or a Hugging Face id with an optional ``revision``.
 
     Blocks for as long as that takes. ``offline`` forbids the network, as
-    ``HF_HUB_OFFLINE=1`` does. Raises ``SetupError`` that says what to do.
+    ``HF_HUB_OFFLINE=1`` does. ``native_gguf``: a ``.gguf`` file is served as it is where
+    vLLM's plugin can, instead of being dequantized; ``path`` is then the file. Raises
+    ``SetupError`` that says what to do.
     """
     if source != DEMO:
         path = Path(source).expanduser()
@@ -58,11 +62,13 @@ def resolve_model(
             return _folder(source, path.resolve())
         if path.is_file():
             refuse_revision(source, revision)
-            return _file(source, path.resolve(), cache_dir(cache), notify)
+            return _file(source, path.resolve(), cache_dir(cache), notify, native=native_gguf)
         check_repository(source)
         from llmserve.provision.hub import obtain_repository
 
         found = obtain_repository(source, revision, notify=notify, offline=offline)
+        if (found / "config.json").is_file():
+            refuse_unservable(source, found)
         return ResolvedModel(source=source, path=str(found), name=source.rpartition("/")[2])
     refuse_revision(source, revision)
     from llmserve.provision.demo import obtain_demo
@@ -84,19 +90,45 @@ def refuse_revision(source: str, revision: str | None) -> None:
 
 def _folder(source: str, folder: Path) -> ResolvedModel:
     check_folder(folder)
+    if (folder / "config.json").is_file():
+        refuse_unservable(source, folder)
     return ResolvedModel(source=source, path=str(folder), name=folder.name or source)
 
 
-def _file(source: str, file: Path, cache: Path, notify: Notify) -> ResolvedModel:
+def _file(source: str, file: Path, cache: Path, notify: Notify, *, native: bool) -> ResolvedModel:
     if file.suffix.lower() != ".gguf":
         hint = " Give its folder." if (file.parent / "config.json").is_file() else ""
         if file.suffix.lower() in PICKLES:
             hint = " Loading a pickle runs code that is in it; obtain the model as SafeTensors."
         raise SetupError(f"{source} is a file, but no .gguf file.{hint}")
-    from llmserve.provision.gguf import conversion_notes, convert_gguf
+    from llmserve.provision.gguf import check_magic, conversion_notes, convert_gguf
 
+    check_magic(file)
+    refuse_unservable(source, file)
+    if native:
+        from llmserve.provision.native_gguf import engine_defaults, why_not
+
+        reason = why_not(file)
+        if reason is None:
+            folder = convert_gguf(file, cache, notify, weights=False)
+            defaults, notes = engine_defaults(folder), conversion_notes(folder)
+            return ResolvedModel(
+                source, str(file), file.stem, notes=notes, engine_defaults=defaults
+            )
     folder = convert_gguf(file, cache, notify)
     return ResolvedModel(source, str(folder), file.stem, notes=conversion_notes(folder))
+
+
+def refuse_unservable(source: str, path: Path) -> None:
+    """Look at the headers before anything is converted or loaded. Raises ``SetupError``."""
+    from llmserve.modelfile import ModelFileError, describe, refusal
+
+    try:
+        reason = refusal(describe(path))
+    except ModelFileError as error:
+        raise SetupError(f"{source} cannot be served: {error.message}") from error
+    if reason is not None:
+        raise SetupError(f"{source} cannot be served. {reason}")
 
 
 def check_folder(folder: Path) -> None:

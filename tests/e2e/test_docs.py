@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -50,7 +51,16 @@ def test_there_are_examples() -> None:
 def test_readme(demo_server: Server, language: str, code: str, output: str) -> None:
     code = code.replace("http://127.0.0.1:8000", demo_server.url)
     command = ["bash", "-c", code] if language == "sh" else [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    # A reader has the commands of .venv/bin at hand.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PATH": path},
+    )
     assert done.returncode == 0, done.stderr
     assert normal(done.stdout) == normal(output)
 

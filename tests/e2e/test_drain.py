@@ -36,9 +36,7 @@ def follow_readiness(server: Server, stream: bool) -> list[str]:
     return ends
 
 
-def test_no_request_fails_for_those_who_follow_readiness(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_no_request_fails_for_those_who_follow_readiness(tiny_folder: Path, tmp_path: Path) -> None:
     args = [str(tiny_folder), "--set", f"server.drain_grace_s={GRACE}"]
     args += ["--set", "engine.enforce_eager=true"]
     env = {"XDG_STATE_HOME": str(tmp_path)}

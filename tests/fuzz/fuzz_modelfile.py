@@ -2,7 +2,7 @@
 
     python -m tests.fuzz.fuzz_modelfile [SECONDS] [FOLDER]
 
-needs atheris (``pip install atheris``), and does nothing without it. It ends with
+needs atheris, and without it says how to get it and ends with status 1. It ends with
 status 0 when nothing was found in SECONDS (60); interesting inputs are kept in FOLDER
 and used the next time. A finding is a file that raises anything but ``ModelFileError``,
 takes more than a second, or more than 512 MB.
@@ -43,8 +43,12 @@ def try_one(data: bytes, folder: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     if importlib.util.find_spec("atheris") is None:
-        print("fuzz: skipped, atheris is not installed.")  # noqa: T201
-        return 0
+        print(  # noqa: T201
+            "fuzz: nothing was tried, for atheris is not here. Install it with"
+            f" `{sys.executable} -m pip install atheris` and run this again.",
+            file=sys.stderr,
+        )
+        return 1
     import atheris
 
     with atheris.instrument_imports(include=["llmserve.modelfile"]):

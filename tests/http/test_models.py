@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import os
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,10 @@ CONFIG = (
     ' "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,'
     ' "head_dim": 16, "max_position_embeddings": 4096, "vocab_size": 640}'
 )
+
+
+TRACED = 1 if sys.gettrace() is None else 5
+"""Coverage makes Python slower; the bounds are about the work."""
 
 
 def write_folder(folder: Path, tensors: int = 4) -> Path:
@@ -122,7 +128,7 @@ def test_the_list_is_paged_and_filtered(app: App) -> None:
 def test_a_summary(app: App) -> None:
     model = app.get("/models/org/model").json()
     assert model["architecture"] == "LlamaForCausalLM"
-    assert model["tensors"] == 13
+    assert model["tensor_count"] == 13
     assert model["parameters"]["total"] == 640 * 64 + 12 * 128 * 64
     assert model["attention"]["kind"] == "GQA"
     assert model["refusal"] is None
@@ -359,22 +365,28 @@ def gaps(app: App, seconds: float, work: Any) -> list[float]:
 def test_streams_do_not_wait_for_a_large_model(app: App, shelf: Path) -> None:
     from bench.modelfile import write_large
 
-    large = shelf / "large.gguf"
+    large, times = shelf / "large.gguf", iter(range(1000))
     write_large(large)
+
+    def describe_anew() -> None:
+        for turn in itertools.islice(times, 5):
+            os.utime(large, ns=(turn, turn))  # another identity
+            assert app.get("/models/large.gguf").status_code == 200
+
     try:
         poll(lambda: app.get("/models/large.gguf").status_code == 200)
-
-        def describe_again() -> None:
-            for turn in range(5):
-                os.utime(large, ns=(turn, turn))  # another identity: it is read anew
-                assert app.get("/models/large.gguf").status_code == 200
-
-        idle = gaps(app, 1.0, lambda: time.sleep(1.0))
-        busy = gaps(app, 1.0, describe_again)
-        # On a quiet machine both are below a millisecond; on a busy one the scheduler's own
-        # gaps are in both. In one process describing alone made gaps of 5 to 27 ms each.
-        spread = statistics.quantiles(idle, n=100)[97]
-        assert statistics.quantiles(busy, n=100)[97] < spread + 5
+        # What the process does not compute it cannot be held up by: describing took 30 ms of
+        # CPU in it, and gaps of 5 to 27 ms. This holds however busy the machine is.
+        start = time.process_time()
+        describe_anew()
+        assert (time.process_time() - start) / 5 < 0.005 * TRACED
+        # And by the clock, beside what the scheduler does to an idle loop at the same time.
+        for _ in range(5):
+            idle = statistics.quantiles(gaps(app, 0.5, lambda: time.sleep(0.5)), n=100)[97]
+            busy = statistics.quantiles(gaps(app, 0.5, describe_anew), n=100)[97]
+            if busy < idle + 5:
+                return
+        pytest.fail(f"gaps of {busy:.1f} ms, and {idle:.1f} ms without work")
     finally:
         large.unlink()
 
@@ -390,4 +402,12 @@ def test_an_answer_from_the_cache_takes_a_millisecond(app: App) -> None:
             assert answer.body is not None
 
     asyncio.run_coroutine_threadsafe(ask(), app.loop).result(30)
-    assert (time.process_time() - start) / rounds < 0.001
+    assert (time.process_time() - start) / rounds < 0.001 * TRACED
+
+
+def test_the_routes_are_documented(app: App) -> None:
+    paths = app.get("/openapi.json").json()["paths"]
+    for path in ("/models/{name}", "/models/{name}/tensors", "/models/{name}/estimate"):
+        named = {(each["in"], each["name"]) for each in paths[path]["get"]["parameters"]}
+        assert ("path", "name") in named
+    assert ("query", "memory") in named

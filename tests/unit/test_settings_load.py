@@ -139,7 +139,7 @@ def test_empty_files_and_sections(tmp_path: Path, yaml: str) -> None:
         ("server.port: 1", "s.yaml:1: write port below server:, indented, not as server.port."),
         ("server: 1", "s.yaml:1: server is a section; its settings go below it, indented."),
         ("xyz: 1", "s.yaml:1: xyz is not a setting. The sections are model, server, "),
-        ("auth: {xyz: 1}", "s.yaml:1: auth.xyz is not a setting. auth has api_keys."),
+        ("auth: {xyz: 1}", "s.yaml:1: auth.xyz is not a setting. auth has api_keys,"),
         ("- a", "s.yaml:1: the file must hold sections: model, server, "),
         ("server:\n  port: 1\n  port: 1\n", "s.yaml:3: port is given twice, first in line 2."),
         ("server: {port: 1, port: 2}", "s.yaml:1: port is given twice, first in line 1."),

@@ -173,6 +173,8 @@ class Core:
         self.llm = llm
         self.state = state
         self.info = info
+        # Read once: vLLM reads the file anew at each call.
+        self.default_sampling = llm.model_config.get_diff_sampling_param()
         self._probe = probe
 
     def close(self) -> None:

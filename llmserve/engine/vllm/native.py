@@ -126,7 +126,7 @@ def sampling_params(core: Core, sampling: Sampling, prompt_tokens: int) -> Sampl
             f"{core.info.max_model_len} tokens for prompt and answer together.",
             param="max_tokens",
         )
-    defaults = dict(core.llm.model_config.get_diff_sampling_param())
+    defaults = dict(core.default_sampling)
     most = min(room, sampling.max_tokens or defaults.pop("max_tokens", room))
     defaults.pop("max_tokens", None)
     chosen = {

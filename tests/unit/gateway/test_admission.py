@@ -9,6 +9,7 @@ import pytest
 
 from llmserve.errors import Draining, InvalidRequest, Overloaded, RateLimited
 from llmserve.gateway.admission import Admission, Permit
+from llmserve.gateway.demand import Demand
 from llmserve.settings import AdmissionSettings
 from llmserve.types import ANONYMOUS, Caller, Meter
 
@@ -36,11 +37,11 @@ class Door:
         self.admission = Admission(AdmissionSettings(**settings), lambda: 8, self.clock)
 
     def enter(
-        self, who: Caller = ANONYMOUS, tokens: int = 10, priority: float = 0, used: int = 0
+        self, who: Caller = ANONYMOUS, tokens: int = 10, priority: float = 0, sequences: int = 1
     ) -> Permit:
         self.clock.now += 0.001
-        meter = Meter(completion_tokens=used)
-        return self.admission.enter(who, tokens, priority, meter)
+        demand = Demand(tokens, sequences=sequences, priority=priority)
+        return self.admission.enter(who, demand, Meter())
 
 
 def running(*permits: Permit) -> list[bool]:
@@ -179,10 +180,10 @@ async def test_a_busy_engine_is_shared_by_weight(weight: float, share: float) ->
 
 
 async def test_tokens_generated_count_as_well() -> None:
-    door = Door(max_running=2)
+    door = Door(max_running=2, reserved_share=0)
     talker, quiet = caller("talker"), caller("quiet")
     meter = Meter()
-    long_one = door.admission.enter(talker, 10, 0, meter)
+    long_one = door.admission.enter(talker, Demand(10), meter)
     other = door.enter(quiet)
     first, second = door.enter(talker), door.enter(quiet)
     meter.completion_tokens = 5000
@@ -221,6 +222,79 @@ async def test_one_key_cannot_take_every_place() -> None:
     assert door.admission.running == 7
     assert door.admission.waiting < 16
     assert running(door.enter(quiet)) == [True], "a place was left for the quiet one"
+
+
+async def test_the_last_place_is_for_somebody_who_has_none() -> None:
+    door = Door(max_running=4, max_queue=8)
+    heavy, newcomer = caller("heavy", weight=100), caller("newcomer")
+    permits = [door.enter(heavy) for _ in range(10)]
+    with pytest.raises(RateLimited):
+        door.enter(heavy)
+    assert sum(running(*permits)) == 3
+    assert running(door.enter(newcomer)) == [True]
+
+
+async def test_one_request_cannot_take_the_whole_engine() -> None:
+    door = Door(max_queue=8)
+    greedy, other = caller("greedy"), caller("other")
+    with pytest.raises(InvalidRequest, match=r"asks for 8 answers at once .* at most 7"):
+        door.enter(greedy, sequences=8)
+    large = door.enter(greedy, sequences=7)
+    assert running(large, door.enter(other)) == [True, True]
+    waiting = door.enter(other, sequences=2)
+    assert running(waiting) == [False], "the engine has room for eight"
+    large.release()
+    assert running(waiting) == [True]
+
+
+async def test_a_large_prompt_is_not_overtaken_for_ever() -> None:
+    door = Door(max_running_prompt_tokens=100, reserved_share=0)
+    small, large = caller("small"), caller("large")
+    held = [door.enter(small, tokens=10) for _ in range(3)]
+    big = door.enter(large, tokens=90)
+    for _ in range(5):
+        held.append(door.enter(small, tokens=10))
+    assert running(big) == [False]
+    for permit in held[:3]:
+        permit.release()
+    assert running(big) == [True]
+    assert not any(running(*held[3:])[1:])
+
+
+async def test_promises_are_forgotten_when_there_is_room() -> None:
+    door = Door(max_running=1, max_queue=1)
+    holder, waiting = door.enter(), door.enter()
+    for _ in range(20):
+        door.clock.now += 1
+        holder.release()
+        holder, waiting = waiting, door.enter()
+    assert [refusal(door.enter) for _ in range(100)][-1] == 60
+    waiting.release()
+    holder.release()
+    door.enter()
+    door.enter()
+    assert refusal(door.enter) < 4
+
+
+def told(door: Door, who: Caller) -> float:
+    """What the caller is told when it is sent away, after filling its places."""
+    while True:
+        try:
+            door.enter(who)
+        except (RateLimited, Overloaded) as error:
+            return error.retry_after or 0.0
+
+
+async def test_a_flood_of_others_is_not_in_the_callers_retry_after() -> None:
+    door = Door(max_running=2, max_queue=8)
+    flood, quiet = caller("flood"), caller("quiet")
+    held = [door.enter(flood)]
+    for _ in range(20):
+        door.clock.now += 1
+        held.pop(0).release()
+        held.append(door.enter(flood))
+    assert max(told(door, flood) for _ in range(50)) == 60
+    assert told(door, quiet) < 10
 
 
 async def test_without_keys_all_places_can_be_taken() -> None:

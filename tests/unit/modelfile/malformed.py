@@ -227,6 +227,11 @@ def apr_cases() -> Iterator[Case]:
         (12, "<Q", 10**6),
         (20, "<I", 2**32 - 1),
         (24, "<Q", 2**64 - 1),
+        # The index, or the metadata, is the header that names it.
+        (24, "<Q", 0),
+        (24, "<Q", 24),
+        (12, "<Q", 0),
+        (12, "<Q", 24),
         (32, "<Q", 0),
     ):
         field = struct.pack(code, value)

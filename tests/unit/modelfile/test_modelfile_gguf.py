@@ -129,7 +129,7 @@ def test_parts_of_a_split_model(tmp_path: Path) -> None:
     (tmp_path / "m-00002-of-00003.gguf").unlink()
     found = describe(tmp_path)
     assert [(each.kind, each.where) for each in found.problems] == [
-        (ProblemKind.INDEX, "m-00002-of-00003.gguf")
+        (ProblemKind.MISSING, "m-00002-of-00003.gguf")
     ]
     (tmp_path / "m-00001-of-00003.gguf").rename(tmp_path / "alone.gguf")
     assert ProblemKind.INDEX in kinds(describe(tmp_path / "alone.gguf"))

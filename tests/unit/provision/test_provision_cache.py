@@ -12,13 +12,14 @@ import pytest
 from llmserve.errors import SetupError
 from llmserve.provision import cache as module
 from llmserve.provision.cache import (
+    Interrupted,
     default_cache_dir,
     identity,
     in_words,
     locked,
     make_folder,
     require_space,
-    staging,
+    resumable,
 )
 
 
@@ -35,27 +36,34 @@ def test_place_of_the_cache(environ: dict[str, str], expected: str) -> None:
     assert default_cache_dir(environ) == Path(expected)
 
 
-def test_staging_appears_when_complete(tmp_path: Path) -> None:
-    target = tmp_path / "models" / "one"
-    with staging(target) as folder:
-        (folder / "config.json").write_text("{}")
+def attempt(target: Path, error: BaseException | None = None) -> list[str]:
+    """Work that leaves one file more, and ends with ``error``; what was there before."""
+    with resumable(target) as folder:
+        before = sorted(each.name for each in folder.iterdir())
+        (folder / f"part-{len(before)}").touch()
         assert not target.exists()
-    assert [each.name for each in target.iterdir()] == ["config.json"]
-    assert [each.name for each in target.parent.iterdir()] == ["one"]
+        if error is not None:
+            raise error
+    return before
 
 
-def test_staging_leaves_nothing_after_a_failure(tmp_path: Path) -> None:
-    target = tmp_path / "models" / "one"
-    with pytest.raises(FileNotFoundError), staging(target) as folder:
-        (folder / "not there" / "file").touch()
-    assert list(target.parent.iterdir()) == []
+def test_a_folder_appears_when_complete(tmp_path: Path) -> None:
+    assert attempt(tmp_path / "models" / "one") == []
+    assert [each.name for each in (tmp_path / "models").iterdir()] == ["one"]
 
 
-def test_staging_removes_what_a_killed_process_left(tmp_path: Path) -> None:
-    (tmp_path / ".one.abcdef").mkdir()
-    with staging(tmp_path / "one"):
-        pass
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("killed")])
+def test_interrupted_work_goes_on(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        attempt(tmp_path / "one", error)
+    assert attempt(tmp_path / "one") == ["part-0"]
     assert [each.name for each in tmp_path.iterdir()] == ["one"]
+
+
+def test_work_that_cannot_be_done_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SetupError):
+        attempt(tmp_path / "one", SetupError("no"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lock_makes_the_second_wait(tmp_path: Path) -> None:

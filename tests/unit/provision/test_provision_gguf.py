@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from gguf_files import TEMPLATE, byte_alphabet, write_gguf
 from llmserve.errors import SetupError
 from llmserve.provision.cache import current_umask
 from llmserve.provision.gguf import convert_gguf
+from llmserve.provision.resolve import resolve_model
 
 
 def load(folder: Path, name: str) -> dict[str, object]:
@@ -119,3 +121,28 @@ def test_cut_off_file_is_refused(tmp_path: Path, tiny_gguf: Path) -> None:
     file.write_bytes(tiny_gguf.read_bytes()[:40_000])
     with pytest.raises(SetupError, match="damaged or not complete"):
         convert_gguf(file, tmp_path / "cache")
+
+
+def test_tokenizer_and_configuration_alone(tiny_gguf: Path, converted: Path) -> None:
+    cache = converted.parent.parent
+    folder = convert_gguf(tiny_gguf, cache, weights=False)
+    assert folder != converted
+    assert not list(folder.glob("*.safetensors"))
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (folder / name).read_bytes() == (converted / name).read_bytes()
+
+
+def test_a_file_is_served_as_it_is_where_that_is_possible(
+    tiny_gguf: Path, converted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = converted.parent.parent
+    # Without the plugin or a GPU it is converted, also when it need not be.
+    assert resolve_model(str(tiny_gguf), cache=cache, native_gguf=True).path == str(converted)
+    gpus = SimpleNamespace(gpus=("a GPU",))
+    monkeypatch.setattr("llmserve.provision.hardware.look", lambda _: gpus)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.0.5")
+    found = resolve_model(str(tiny_gguf), cache=cache, native_gguf=True)
+    assert found.path == str(tiny_gguf)
+    assert Path(found.engine_defaults["tokenizer"], "tokenizer.json").is_file()
+    assert found.engine_defaults["hf_config_path"] == found.engine_defaults["tokenizer"]
+    assert resolve_model(str(tiny_gguf), cache=cache).path == str(converted)

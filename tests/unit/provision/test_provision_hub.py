@@ -104,3 +104,19 @@ def test_unreachable_hub_is_named(start: Start) -> None:
     hub.server_close()
     with pytest.raises(SetupError, match="cannot be reached"):
         obtain_repository("owner/model", endpoint=url)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b"w"}, "a LoRA adapter"),
+        ({"model.safetensors": b"w"}, "no config.json"),
+    ],
+)
+def test_what_cannot_be_served_is_not_downloaded(
+    start: Start, files: dict[str, bytes], reason: str
+) -> None:
+    hub = start(files)
+    with pytest.raises(SetupError, match=reason):
+        obtain_repository("owner/model", endpoint=hub.url)
+    assert hub.fetched == []

@@ -9,6 +9,7 @@ import pytest
 from llmserve.errors import SetupError
 from llmserve.provision import hub
 from llmserve.provision.resolve import check_repository, resolve_model
+from tests.unit.modelfile.model_files import Gguf, safetensors
 
 
 def model(folder: Path, *names: str) -> Path:
@@ -18,10 +19,35 @@ def model(folder: Path, *names: str) -> Path:
     return folder
 
 
+def whole(folder: Path) -> Path:
+    """A folder that can be served as far as its headers tell."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(safetensors({"a": ("F32", (2,))}))
+    return folder
+
+
 def test_folder_is_itself(tmp_path: Path) -> None:
-    folder = model(tmp_path / "mine", "config.json", "model.safetensors")
+    folder = whole(tmp_path / "mine")
     found = resolve_model(str(folder))
     assert (found.path, found.name, found.is_demo) == (str(folder), "mine", False)
+
+
+def test_damaged_files_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    folder = whole(tmp_path / "mine")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(SetupError, match="not complete"):
+        resolve_model(str(folder))
+    weights.write_bytes(b"\x00" * 100)
+    with pytest.raises(SetupError, match="cannot be served"):
+        resolve_model(str(folder))
+    (tmp_path / "adapter.gguf").write_bytes(
+        Gguf({"general.architecture": ("str", "llama"), "adapter.type": ("str", "lora")}).build()
+    )
+    with pytest.raises(SetupError, match="an adapter"):
+        resolve_model(str(tmp_path / "adapter.gguf"), cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
