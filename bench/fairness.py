@@ -33,8 +33,8 @@ ARGS = (
     "admission.reserved_share=0.5",
     "admission.max_queue=64",
     "engine.enforce_eager=true",
-    "engine.max_num_batched_tokens=256",
-    "engine.long_prefill_token_threshold=16",
+    "engine.max_num_batched_tokens=512",
+    "engine.long_prefill_token_threshold=128",
     "logging.access=false",
 )
 WORDS = ("river", "stone", "lamp", "garden", "window", "table", "morning", "letter", "bridge")
@@ -199,10 +199,11 @@ def draw(figures: Figures) -> str:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--each", default=15, show_default=True, type=click.IntRange(2))
+@click.option("--model", default="demo", show_default=True)
 @click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="Draw it here.")
-def main(rounds: int, each: int, svg: Path | None) -> None:
+def main(rounds: int, each: int, model: str, svg: Path | None) -> None:
     """Measure what a quiet key feels of another key's flood (goal: p95 within twice)."""
-    with server() as (url, keys):
+    with server(model) as (url, keys):
         figures = asyncio.run(measure(url, keys["quiet"], keys["flood"], rounds, each))
     for name, values in (("alone", figures.alone), ("beside a flood", figures.flooded)):
         median = statistics.median(values)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmserve.types import Limits
+
+_LIKELY_ANSWER = 1024
 BYTES_PER_TOKEN = 4
 """A token of English text is about four bytes. Only used until the engine has counted."""
 
@@ -21,10 +24,16 @@ class Demand:
     timeout_s: float | None = None
     priority: float = 0.0
 
-    @property
-    def tokens(self) -> int:
-        """What it may cost in all."""
-        return self.prompt_tokens + self.max_tokens
+    bounded: bool = True
+    """Whether the client itself said how long an answer may be."""
+
+    def tokens(self, limits: Limits) -> int:
+        """What to set aside for it. A budget must never be overspent; a rate evens out by
+        itself, so there the guess is modest when the client has not said."""
+        answer = self.max_tokens
+        if not self.bounded and limits.tokens_per_day is None:
+            answer = min(answer, _LIKELY_ANSWER * self.sequences)
+        return self.prompt_tokens + answer
 
 
 def estimate_tokens(body_bytes: int) -> int:

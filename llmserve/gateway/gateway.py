@@ -133,12 +133,15 @@ class Gateway:
                 try:
                     yield deadline
                 finally:
-                    used = 0 if entry.from_cache else entry.meter.total_tokens
-                    self._windows.settle(grant, used)
+                    if entry.admitted:
+                        used = 0 if entry.from_cache else entry.meter.total_tokens
+                        self._windows.settle(grant, used)
+                    else:  # It never got a place, so it has used up nothing.
+                        self._windows.cancel(grant)
 
     async def _take(self, entry: Entry, demand: Demand) -> Grant:
         try:
-            grant = await self._windows.take(entry.caller, demand.tokens)
+            grant = await self._windows.take(entry.caller, demand.tokens(entry.caller.limits))
         except (LimitReached, BudgetSpent) as refusal:
             entry.headers |= ratelimit_headers(refusal)
             raise

@@ -40,6 +40,7 @@ def demand_of(
         if generates
         else 0,
         sequences=sequences,
+        bounded=not generates or any(body.get(name) is not None for name in _MAX_TOKENS_FIELDS),
         timeout_s=min((t for t in timeouts if t is not None), default=None),
         priority=body.pop("priority", None) or 0,
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmserve.errors import Unauthenticated
-from llmserve.state.protocol import Credential, Store
+from llmserve.state.protocol import Credential, Store, for_log
 from llmserve.state.secrets import digest
 from llmserve.types import ANONYMOUS, Caller
 
@@ -104,7 +104,8 @@ class Authenticator:
             except Exception as error:
                 # Whatever it is: a server that stops asking would never hear of a revocation.
                 if not self._stale:
-                    log.error("keys cannot be read, the last known stay valid: %s", error)
+                    reason = for_log(error)
+                    log.error("keys cannot be read, the last known stay valid: %s", reason)
                 self._stale = True
             else:
                 if self._stale:

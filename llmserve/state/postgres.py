@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from llmserve.errors import ConfigError, Unavailable
+from llmserve.state.protocol import UNREACHABLE
 from llmserve.state.sql import CREATE_META, SqlStore, migrate
 from llmserve.state.windows_sql import WINDOW_MIGRATIONS
 
@@ -15,9 +19,14 @@ if TYPE_CHECKING:
     import psycopg
 
 _MIGRATION_LOCK = 0x6C6C6D73  # "llms"
+_CALL_SECONDS = 4.0
+_CLOSE_SECONDS = 1.0
+_PAUSE_SECONDS = 1.0
+# Before we give up ourselves, which costs the connection.
+_STATEMENT_TIMEOUT = "SET statement_timeout = '3s'"
 _DEFAULTS = {
     "application_name": "llmserve",
-    "connect_timeout": "5",
+    "connect_timeout": "3",
     # A server that has vanished must not hold a thread for the quarter of an hour that
     # TCP takes by itself. Milliseconds, and seconds.
     "tcp_user_timeout": "5000",
@@ -32,48 +41,132 @@ _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", 
 class PostgresStore(SqlStore):
     """One connection, used by one thread at a time and opened again after it broke.
 
+    A server may stop answering without closing anything. A call therefore waits four
+    seconds for its turn and four for its answer, or three for a new connection; when nobody
+    answered, those who wait for their turn fail with it, and so does every call of the
+    next second.
+
     Raises ``ConfigError`` when psycopg is missing, the URL is wrong or the account is
-    refused, ``Unavailable`` when the server cannot be reached.
+    refused, ``Unavailable`` when the server cannot be reached; these two, for the operator
+    who starts it, say which server.
     """
 
     def __init__(self, url: str) -> None:
         self._conninfo = connection_info(url)
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
+        self._line: socket.socket | None = None
+        self._paused_until = 0.0
         self._closed = False
-        with self._transaction(write=True) as sql:
-            # Two that start together must not both make the tables.
-            sql.execute("SELECT pg_advisory_xact_lock(?)", (_MIGRATION_LOCK,))
-            sql.execute(CREATE_META)
-            migrate(sql, WINDOW_MIGRATIONS)
+        import psycopg
+
+        try:
+            with self._work(write=True) as sql:
+                # Two that start together must not both make the tables.
+                sql.execute("SELECT pg_advisory_xact_lock(?)", (_MIGRATION_LOCK,))
+                sql.execute(CREATE_META)
+                migrate(sql, WINDOW_MIGRATIONS)
+        except psycopg.Error as error:
+            raise explained(error) from error
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            if self._connection is not None:
-                self._connection.close()
+        self._closed = True
+        if self._lock.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._disconnect()
+            finally:
+                self._lock.release()
+        elif (line := self._line) is not None:
+            _cut(line)  # Whoever is at work fails, and disconnects.
 
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[_Statements]:
         import psycopg
 
         try:
-            with self._lock:
-                connection = self._connected()
-                with connection.transaction() if write else nullcontext():
-                    yield _Statements(connection)
+            with self._work(write=write) as sql:
+                yield sql
         except psycopg.Error as error:
-            raise explained(error) from error
+            raise Unavailable(UNREACHABLE) from error
+
+    @contextmanager
+    def _work(self, *, write: bool) -> Iterator[_Statements]:
+        """A transaction that lets the driver's errors out."""
+        import psycopg
+
+        if not self._lock.acquire(timeout=_CALL_SECONDS):
+            raise Unavailable(UNREACHABLE) from TimeoutError("other calls are still waiting")
+        try:
+            with (
+                self._answering(self._connected()) as connection,
+                connection.transaction() if write else nullcontext(),
+            ):
+                yield _Statements(connection)
+        except psycopg.errors.ConnectionTimeout:
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            raise
+        finally:
+            if self._closed:
+                self._disconnect()
+            self._lock.release()
 
     def _connected(self) -> psycopg.Connection[tuple[Any, ...]]:
         import psycopg
 
         if self._closed:
             raise Unavailable("The store of keys and usage is closed.")
+        if time.monotonic() < self._paused_until:
+            raise Unavailable(UNREACHABLE) from TimeoutError("the server does not answer")
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._conninfo, autocommit=True)
-            self._connection.execute("SET statement_timeout = '10s'")
+            connection = psycopg.connect(self._conninfo, autocommit=True)
+            with self._answering(connection):
+                connection.execute(_STATEMENT_TIMEOUT)
+            self._connection = connection
         return self._connection
+
+    @contextmanager
+    def _answering(
+        self, connection: psycopg.Connection[tuple[Any, ...]]
+    ) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """Raises ``ConnectionTimeout`` when the block takes longer than a call may. libpq
+        waits for an answer for ever, and TCP's own limits do not help while the other end
+        acknowledges: so we end the connection under it."""
+        from psycopg.errors import ConnectionTimeout, OperationalError
+
+        given_up = threading.Event()
+
+        def give_up() -> None:
+            given_up.set()
+            _cut(line)
+
+        # A descriptor of our own: the driver's may be closed and belong to something else.
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            timer = threading.Timer(_CALL_SECONDS, give_up)
+            timer.daemon = True
+            timer.start()
+            self._line = line
+            try:
+                yield connection
+            except OperationalError as error:
+                if given_up.is_set():
+                    raise ConnectionTimeout(f"no answer within {_CALL_SECONDS:g} s") from error
+                raise
+            finally:
+                self._line = None
+                timer.cancel()
+                timer.join()
+                if given_up.is_set():
+                    connection.close()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _cut(line: socket.socket) -> None:
+    """End the connection, also for a thread that waits on it."""
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
 
 
 class _Statements:
@@ -122,7 +215,7 @@ def explained(error: psycopg.Error) -> ConfigError | Unavailable:
     text = " ".join(str(error).split()).rstrip(".")
     if error.sqlstate is None and any(refusal in text for refusal in _REFUSALS):
         return ConfigError(f"state.url: PostgreSQL refuses the connection: {text}.")
-    return Unavailable(f"Keys and usage cannot be reached: {text}.")
+    return Unavailable(f"The state store cannot be reached: {text}.")
 
 
 def _dialect(sql: str) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from llmserve.errors import LlmserveError
 from llmserve.types import Caller, Limits, Outcome, Scope
 
 
@@ -72,8 +73,9 @@ class BatchId:
 
 
 class Store(Protocol):
-    """Keys and usage. Every method blocks and may be called from any thread; each raises
-    ``Unavailable`` when the store cannot be used, without changing anything."""
+    """Keys and usage. Every method blocks, for some seconds at most, and may be called from
+    any thread; each raises ``Unavailable`` when the store cannot be used, without changing
+    anything. Its message is fit for clients; its ``__cause__`` is for the log."""
 
     def revision(self) -> int:
         """A number that changes whenever any key does, in whatever process. Cheap."""
@@ -119,5 +121,21 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Idempotent. Afterwards every other method raises ``Unavailable``."""
+        """Idempotent; takes two seconds at most. Afterwards every other method raises
+        ``Unavailable``."""
         ...
+
+
+UNREACHABLE = "The state store cannot be reached."
+"""All that a client hears: what a driver says names hosts, ports and files."""
+
+
+def shown(error: Exception) -> str:
+    """What a client may read of it."""
+    return error.message if isinstance(error, LlmserveError) else UNREACHABLE
+
+
+def for_log(error: Exception) -> str:
+    """The error and what was behind it, on one line."""
+    both = [error] if error.__cause__ is None else [error, error.__cause__]
+    return " ".join(": ".join(str(each) or type(each).__name__ for each in both).split())

@@ -57,6 +57,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             seen_at DOUBLE PRECISION NOT NULL)""",
         "INSERT INTO llmserve_meta (name, value) VALUES ('revision', 0), ('checks', 0)",
     ),
+    (),
 )
 """What turns each version of the schema into the next; the first makes version 1."""
 
@@ -167,6 +168,8 @@ class SqlStore(ABC):
             sql.execute_many(_ADD_USAGE, sorted(_usage_row(row) for row in rows))
 
     def usage(self, first_day: str, last_day: str, key_id: str | None) -> list[UsageRow]:
+        if key_id is not None and not key_id.isprintable():
+            return []  # Neither driver takes NUL or half a surrogate pair; no key has them.
         of_key, values = ("", ()) if key_id is None else (" AND key_id = ?", (key_id,))
         with self._transaction(write=False) as sql:
             rows = sql.execute(

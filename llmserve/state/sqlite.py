@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.errors import ConfigError, Unavailable
+from llmserve.state.protocol import UNREACHABLE
 from llmserve.state.sql import CREATE_META, SqlStore, migrate
 
 _BUSY_SECONDS = 5.0
+_CLOSED = -1
+_MAGIC = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat.html#magic_header_string
+_LOST = (
+    "The file with keys and usage was {}. Nothing is read from it or written to it any more; "
+    "restart the server."
+)
 
 
 class SqliteStore(SqlStore):
@@ -22,21 +29,30 @@ class SqliteStore(SqlStore):
 
     ``min_free_bytes``: free disk space below which ``check`` fails. Raises
     ``ConfigError`` when the file cannot be used, ``Unavailable`` when it is locked.
+
+    SQLite goes on writing to a file that was deleted or replaced, and that nobody sees any
+    more. We look before each transaction; once the file is lost, the store is of no use
+    until the server is started again.
     """
 
     def __init__(self, path: Path, *, min_free_bytes: int = 0) -> None:
         self._path = path
         self._min_free_bytes = min_free_bytes
         self._lock = threading.Lock()
+        self._lost: str | None = None
         self._sql = _Statements(_open(path))
-        self._identity = _identity(path)
+        # Held as long as the connection: a process that closes any descriptor of a file
+        # gives up all its locks on it, SQLite's too (sqlite.org/howtocorrupt.html, 2.2).
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def check(self) -> None:
-        """Raises ``Unavailable`` also when the disk is nearly full, and when the file has
-        been taken away: SQLite goes on writing to a file that nobody sees any more."""
-        if _identity(self._path) != self._identity:
-            raise Unavailable("The file with keys and usage was moved or deleted. Restart.")
-        free = shutil.disk_usage(self._path).free
+        """Raises ``Unavailable`` also when the disk is nearly full."""
+        try:
+            free = shutil.disk_usage(self._path).free
+        except FileNotFoundError:
+            free = self._min_free_bytes  # The transaction below says it better.
+        except OSError as error:
+            raise Unavailable(UNREACHABLE) from error
         if free < self._min_free_bytes:
             raise Unavailable(
                 f"The disk with keys and usage has {free} bytes left, less than "
@@ -47,14 +63,31 @@ class SqliteStore(SqlStore):
     def close(self) -> None:
         with self._lock:
             self._sql.connection.close()
+            if self._file != _CLOSED:
+                os.close(self._file)
+                self._file = _CLOSED
 
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[_Statements]:
         try:
-            with self._lock, _block(self._sql, write=write):
-                yield self._sql
-        except sqlite3.Error as error:
-            raise Unavailable(f"Keys and usage cannot be reached: {error}.") from error
+            with self._lock:
+                self._look()
+                with _block(self._sql, write=write):
+                    yield self._sql
+        except (sqlite3.Error, OSError) as error:
+            raise Unavailable(UNREACHABLE) from error
+
+    def _look(self) -> None:
+        """Raises ``Unavailable`` when the file is not the one that was opened any more."""
+        if self._file == _CLOSED:
+            raise Unavailable("The store of keys and usage is closed.")
+        if self._lost is None:
+            if not _same_file(self._file, self._path):
+                self._lost = _LOST.format("moved or deleted")
+            elif os.pread(self._file, len(_MAGIC), 0) != _MAGIC:
+                self._lost = _LOST.format("overwritten")
+        if self._lost is not None:
+            raise Unavailable(self._lost)
 
 
 class _Statements:
@@ -128,9 +161,9 @@ def _cannot_open(path: Path, error: Exception) -> ConfigError | Unavailable:
     return ConfigError(f"state.url: {path} cannot hold keys and usage: {reason}.")
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _same_file(descriptor: int, path: Path) -> bool:
+    """Nobody gets the same inode number while we hold the descriptor."""
     try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

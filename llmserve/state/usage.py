@@ -9,8 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from llmserve.errors import LlmserveError
-from llmserve.state.protocol import BatchId, Store, UsageRow
+from llmserve.state.protocol import BatchId, Store, UsageRow, for_log, shown
 from llmserve.state.windows import utc_day
 from llmserve.types import Outcome
 
@@ -50,7 +49,7 @@ class UsageWriter:
         self._flushing = asyncio.Lock()
         self._dropped = 0
         self.failing: str | None = None
-        """Why usage cannot be written now; ``None`` when it can."""
+        """Why usage cannot be written now, in words for clients; ``None`` when it can."""
 
     def add(
         self, key_id: str, model: str, outcome: Outcome, prompt: int, cached: int, completion: int
@@ -99,8 +98,8 @@ class UsageWriter:
     async def _check(self) -> None:
         try:
             await asyncio.to_thread(self._store.check)
-        except LlmserveError as error:
-            self._failed(error.message)
+        except Exception as error:
+            self._failed(error)
         else:
             self._succeeded()
 
@@ -111,10 +110,15 @@ class UsageWriter:
             await asyncio.to_thread(self._store.add_usage, rows, number)
         except Exception as error:
             # Whatever it is, the task that writes must live on, and readiness must show it.
-            self._failed(str(error) or type(error).__name__)
+            self._failed(error)
         else:
             self._batch = None
-            self._succeeded()
+            if self.failing is None:
+                self._succeeded()
+            else:
+                # That one batch went through does not mean that all is well: with a nearly
+                # full disk we would say so and take it back every two seconds.
+                await self._check()
 
     def _seal(self) -> tuple[BatchId, list[UsageRow]]:
         """What has been added up so far becomes a batch, which does not change any more."""
@@ -123,10 +127,10 @@ class UsageWriter:
         rows = [UsageRow(*row, *sums) for row, sums in counts.items()]
         return BatchId(self._writer, self._batches), rows
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, error: Exception) -> None:
         if self.failing is None:
-            log.error("usage cannot be written, and is kept for now: %s", reason)
-        self.failing = reason
+            log.error("usage cannot be written, and is kept for now: %s", for_log(error))
+        self.failing = shown(error)
 
     def _succeeded(self) -> None:
         if self.failing is not None:

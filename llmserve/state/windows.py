@@ -39,8 +39,8 @@ class Standing:
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """A request that was let in. Give it back with ``Windows.settle``, whatever becomes
-    of the request. ``estimate`` are the tokens set aside for it, ``day`` the UTC day they
+    """A request that was let in. Give it back with ``Windows.settle`` or ``cancel``, whatever
+    becomes of the request. ``estimate`` are the tokens set aside for it, ``day`` the UTC day they
     were set aside on; ``lease`` names its place when that place is shared."""
 
     caller_id: str
@@ -83,8 +83,9 @@ class Windows(Protocol):
         """Let a request in that may use so many prompt and completion tokens together.
 
         Checked in this order, and nothing is taken when one refuses: requests a minute,
-        tokens a minute, concurrency, tokens a day. An estimate above a whole limit counts
-        as the limit: such a request passes when nothing is used. Raises ``LimitReached``
+        tokens a minute, concurrency, tokens a day. An estimate above the limit of a
+        minute counts as that limit: such a request passes when nothing is used. A budget of
+        a day is never overspent. Raises ``LimitReached``
         (a ``RateLimited``) and ``BudgetSpent`` (a ``QuotaExceeded``); ``retry_after`` is
         when the same request would pass if nobody else came.
         """
@@ -96,8 +97,13 @@ class Windows(Protocol):
         waits and never raises, so that it works where a cancelled task cleans up."""
         ...
 
+    def cancel(self, grant: Grant) -> None:
+        """The request was refused after all, before any work on it: give everything back,
+        the request itself too. Otherwise as ``settle``; only the first of the two counts."""
+        ...
+
     async def aclose(self) -> None:
-        """Finish what ``settle`` has left to do, for a second at most."""
+        """Finish what ``settle`` and ``cancel`` have left to do, for a second at most."""
         ...
 
 
@@ -137,7 +143,8 @@ def refuse(
     if which == "tokens_per_day":
         raise BudgetSpent(
             f"You have {max(0, per_day - day_used)} of your {per_day} tokens for today left, and "
-            f"this request may use {estimate}. The budget starts again at 00:00 UTC.",
+            f"this request may use {estimate}: a smaller max_tokens may do. The budget starts "
+            "again at 00:00 UTC.",
             where,
             retry_after=86_400 - now % 86_400,
         )

@@ -37,7 +37,7 @@ class _Account:
         """The first limit that one more request would break. PostgreSQL's
         ``llmserve_take`` has the same rule."""
         per_day = limits.tokens_per_day
-        needed = self.day_used + _clamped(estimate, per_day)
+        needed = self.day_used + estimate
         if _over(self.requests_used + 1, limits.requests_per_minute):
             return "requests_per_minute"
         tokens = self.tokens_used + _clamped(estimate, limits.tokens_per_minute)
@@ -95,26 +95,35 @@ class MemoryWindows:
         account.requests_used += 1
         account.tokens_used += _clamped(tokens, limits.tokens_per_minute)
         account.running += 1
-        account.reserved += _clamped(tokens, limits.tokens_per_day)
+        account.reserved += 0 if limits.tokens_per_day is None else tokens
         levels = standing(limits, account.requests_used, account.tokens_used)
         return Grant(caller.id, limits, levels, tokens, account.day)
 
     def settle(self, grant: Grant, tokens: int) -> None:
         """See ``Windows.settle``."""
+        self._end(grant, tokens, returned=0)
+
+    def cancel(self, grant: Grant) -> None:
+        """See ``Windows.cancel``."""
+        self._end(grant, 0, returned=1)
+
+    async def aclose(self) -> None:
+        """Nothing to finish."""
+
+    def _end(self, grant: Grant, tokens: int, *, returned: int) -> None:
+        """``returned``: how many requests go back into the bucket."""
         if grant.settled:
             return
         grant.settled = True
         limits = grant.limits
         account, _ = self._account(grant.caller_id, limits)
         taken = _clamped(grant.estimate, limits.tokens_per_minute)
+        account.requests_used = max(0.0, account.requests_used - returned)
         account.tokens_used = max(0.0, account.tokens_used + tokens - taken)
         account.running -= 1
         account.day_used += tokens
         if grant.day == account.day:
-            account.reserved -= _clamped(grant.estimate, limits.tokens_per_day)
-
-    async def aclose(self) -> None:
-        """Nothing to finish."""
+            account.reserved -= 0 if limits.tokens_per_day is None else grant.estimate
 
     def _account(self, caller_id: str, limits: Limits) -> tuple[_Account, float]:
         now = self._clock()

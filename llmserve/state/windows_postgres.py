@@ -30,7 +30,7 @@ _RETRY_SECONDS = 1.0
 _RENEW_SECONDS = 2.0
 
 _TAKE = "SELECT * FROM llmserve_take(%s, %s, %s, %s, %s, %s, %s, %s)"
-_SETTLE = "SELECT llmserve_settle(%s, %s, %s, %s, %s, %s)"
+_END = "SELECT llmserve_end(%s, %s, %s, %s, %s, %s, %s)"
 _RENEW = "SELECT llmserve_renew(%s, %s)"
 
 
@@ -86,7 +86,7 @@ class PostgresWindows:
             row = await _within(_WAIT_SECONDS, decision)
         except BaseException as error:
             # It may have been granted although nobody has heard of it, or may yet be.
-            unheard = (caller.id, lease, *minute, tokens, 0)
+            unheard = (caller.id, lease, *minute, tokens, 0, 1)
             decision.add_done_callback(lambda _: self._end(unheard))
             if not isinstance(error, Exception):
                 raise
@@ -110,16 +110,17 @@ class PostgresWindows:
 
     def settle(self, grant: Grant, tokens: int) -> None:
         """See ``Windows.settle``. PostgreSQL is told in the background."""
-        if grant.settled:
-            return
         if grant.lease is None:
             self._local.settle(grant, tokens)
-            return
-        grant.settled = True
-        del self._leases[grant.lease]
-        limits = grant.limits
-        minute = (limits.requests_per_minute, limits.tokens_per_minute)
-        self._end((grant.caller_id, grant.lease, *minute, grant.estimate, tokens))
+        else:
+            self._give_back(grant, grant.lease, tokens, returned=0)
+
+    def cancel(self, grant: Grant) -> None:
+        """See ``Windows.cancel``. PostgreSQL is told in the background."""
+        if grant.lease is None:
+            self._local.cancel(grant)
+        else:
+            self._give_back(grant, grant.lease, 0, returned=1)
 
     async def aclose(self) -> None:
         """Settle what is left, for a second at most, and disconnect."""
@@ -154,6 +155,15 @@ class PostgresWindows:
             row = await (await connection.execute(sql, values)).fetchone()
         return row or ()
 
+    def _give_back(self, grant: Grant, lease: str, tokens: int, *, returned: int) -> None:
+        if grant.settled:
+            return
+        grant.settled = True
+        del self._leases[lease]
+        limits = grant.limits
+        minute = (limits.requests_per_minute, limits.tokens_per_minute)
+        self._end((grant.caller_id, lease, *minute, grant.estimate, tokens, returned))
+
     def _end(self, values: tuple[Any, ...]) -> None:
         # Bounded by the requests under way: while PostgreSQL is away it grants nothing.
         caller_id, lease, *_ = values
@@ -180,7 +190,7 @@ class PostgresWindows:
         if not batch:
             return
         async with self._pool.connection() as connection, connection.cursor() as cursor:
-            await cursor.executemany(_SETTLE, batch)
+            await cursor.executemany(_END, batch)
         for caller_id, lease, *_ in batch:
             endings = self._endings.get(caller_id, {})
             endings.pop(lease, None)

@@ -62,7 +62,7 @@ $$"""
 
 # The rule of windows_memory.MemoryWindows.take, in the same order.
 _TAKE = """
-CREATE FUNCTION llmserve_take(the_key text, the_lease text, per_minute_requests bigint,
+CREATE OR REPLACE FUNCTION llmserve_take(the_key text, the_lease text, per_minute_requests bigint,
     per_minute_tokens bigint, most_running bigint, per_day bigint, estimate bigint,
     lease_seconds double precision,
     OUT refused text, OUT day text, OUT requests_used double precision,
@@ -72,7 +72,7 @@ DECLARE
     running bigint;
     reserved bigint;
     of_minute bigint := least(estimate, per_minute_tokens);
-    of_day bigint := least(estimate, per_day);
+    of_day bigint := estimate;
 BEGIN
     SELECT count(*), coalesce(sum(l.tokens) FILTER (WHERE l.day = w.day), 0)
         INTO running, reserved
@@ -132,5 +132,23 @@ BEGIN
         FOR UPDATE SKIP LOCKED);
 END $$"""
 
-WINDOW_MIGRATIONS = ((*_TABLES, _CURRENT, _SAVE, _TAKE, _SETTLE, _RENEW),)
-"""For each version of the schema, what only PostgreSQL has."""
+# Settle, after so many requests went back into the bucket: one for a request that was
+# refused after all. A function of its own, so that older replicas go on with the other.
+_END = """
+CREATE FUNCTION llmserve_end(the_key text, the_lease text, per_minute_requests bigint,
+    per_minute_tokens bigint, estimate bigint, actual bigint, returned bigint)
+    RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    w llmserve_windows := llmserve_current(the_key, per_minute_requests, per_minute_tokens);
+BEGIN
+    IF returned > 0 AND EXISTS (SELECT FROM llmserve_leases WHERE id = the_lease) THEN
+        w.requests_used := greatest(0, w.requests_used - returned);
+        PERFORM llmserve_save(w);
+    END IF;
+    PERFORM llmserve_settle(
+        the_key, the_lease, per_minute_requests, per_minute_tokens, estimate, actual);
+END $$"""
+
+WINDOW_MIGRATIONS = ((*_TABLES, _CURRENT, _SAVE, _TAKE, _SETTLE, _RENEW), (_TAKE, _END))
+"""For each version of the schema, what only PostgreSQL has. The second one brings a rule of
+``llmserve_take`` that is stricter about the day."""

@@ -156,3 +156,32 @@ def test_usage_queries_are_checked(query: dict[str, str]) -> None:
         reply = app.get("/v1/usage", params=query)
         assert reply.status_code == 400
         assert reply.json()["error"]["param"] in query
+
+
+def test_a_request_that_the_server_had_no_room_for_has_used_up_nothing() -> None:
+    with running(FOUR, admission={"max_running": 1, "max_queue": 0}) as app:
+        headers = bearer(app.key(limits=Limits(requests_per_minute=2)))
+        with in_background(app, "/generate", {"prompt": "STALL"}, headers=bearer(app.key("other"))):
+            for _ in range(5):
+                assert app.post("/generate", json=ASK, headers=headers).status_code == 503
+            app.call(lambda: app.services.gateway.running.stop_all(_error))
+        poll(lambda: app.post("/generate", json=ASK, headers=headers).status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"prompt": "Hi", "ignore_eos": True}),
+        ("/generate", {"prompt": "Hi", "max_tokens": 30, "n": 8}),
+        ("/v1/completions", {"prompt": ["a", "b", "c", "d"], "max_tokens": 40}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+    ],
+)
+def test_no_request_can_overspend_the_budget_of_the_day(path: str, body: dict[str, Any]) -> None:
+    with running(FOUR) as app:
+        headers = bearer(app.key(limits=Limits(tokens_per_day=100)))
+        reply = app.post(path, json=body, headers=headers)
+        assert reply.status_code == 429, reply.text
+        assert reply.json()["error"]["code"] == "insufficient_quota"
+        assert "max_tokens" in reply.json()["error"]["message"]
+        assert app.post("/generate", json=ASK, headers=headers).status_code == 200

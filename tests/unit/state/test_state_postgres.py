@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
+import logging
 import socket
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from postgres_server import PASSWORD, Database
-from state_support import made_key, row, sha
+from state_support import made_key, row, sha, until
 
 from llmserve.errors import ConfigError, LlmserveError, Unavailable
 from llmserve.settings import StateSettings
-from llmserve.state import open_store, open_windows
+from llmserve.state import Authenticator, UsageWriter, open_store, open_windows
 from llmserve.state.postgres import PostgresStore
+from llmserve.state.protocol import for_log
 
 UNUSED = Path("/dev/null/unused")
 
@@ -108,6 +116,154 @@ def test_replicas_that_start_together(database: Database) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+PUBLIC = "The state store cannot be reached."
+EXIT = """
+import asyncio, signal, sys
+from llmserve.state import Authenticator, UsageWriter, postgres
+from llmserve.state.windows_postgres import PostgresWindows
+from llmserve.types import Caller, Limits, Outcome
+
+async def main():
+    postgres._CALL_SECONDS = 0.5
+    store = postgres.PostgresStore(sys.argv[1])
+    windows = PostgresWindows(sys.argv[1])
+    await windows.open()
+    grant = await windows.take(Caller(id="k", limits=Limits(concurrency=1)), 1)
+    writer = UsageWriter(store)
+    gate = Authenticator(store)
+    tasks = [asyncio.create_task(work) for work in (writer.keep_writing(), gate.keep_fresh())]
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    print("ready", flush=True)
+    await stop.wait()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    writer.add("k", "m", Outcome.COMPLETED, 1, 0, 0)
+    windows.settle(grant, 1)
+    await writer.aclose()
+    await windows.aclose()
+    await asyncio.to_thread(store.close)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmserve.state.postgres._CALL_SECONDS", 0.3)
+    monkeypatch.setattr("llmserve.state.postgres._PAUSE_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_frozen_server_does_not_hold_anybody(database: Database) -> None:
+    store = PostgresStore(database.url + "?connect_timeout=2")
+    calls: list[Callable[[], object]] = [
+        *(store.revision, store.keys, store.credentials, store.check),
+        *(lambda: store.add_usage([row()]), lambda: store.usage("a", "z", None)),
+    ]
+    with database.server.hanging():
+        started = time.monotonic()
+        with ThreadPoolExecutor(len(calls)) as pool:
+            errors = list(pool.map(lambda call: error_of(call), calls))
+        assert time.monotonic() - started < 1
+        assert [error.message for error in errors] == [PUBLIC] * len(calls)
+        assert any("no answer within 0.3 s" in for_log(error) for error in errors)
+        time.sleep(0.1)
+        assert "timeout" in for_log(error_of(store.check)), (
+            "a new connection is tried, and not for long"
+        )
+        assert time.monotonic() - started < 4
+    time.sleep(0.1)
+    store.check()
+    store.close()
+
+
+def error_of(call: Callable[[], object]) -> Unavailable:
+    with pytest.raises(Unavailable) as caught:
+        call()
+    return caught.value
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("impatient")
+async def test_a_frozen_server_is_noticed(
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmserve.state.usage.FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr("llmserve.state.authenticator.REFRESH_SECONDS", 0.05)
+    caplog.set_level(logging.WARNING, "llmserve")
+    store = PostgresStore(database.url + "?connect_timeout=2")
+    writer, gate = UsageWriter(store), Authenticator(store)
+    tasks = [asyncio.create_task(work) for work in (writer.keep_writing(), gate.keep_fresh())]
+
+    def told(what: str) -> int:
+        return sum(what in record.message for record in caplog.records)
+
+    with database.server.hanging():
+        await until(lambda: writer.failing == PUBLIC and told("keys cannot be read") > 0, 2)
+    await until(lambda: writer.failing is None and told("keys are read again") > 0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert told("keys cannot be read") == told("usage cannot be written") == 1
+    store.close()
+
+
+def test_closing_does_not_wait_for_a_frozen_server(database: Database) -> None:
+    store = PostgresStore(database.url)
+    with database.server.hanging(), ThreadPoolExecutor(1) as pool:
+        at_work = pool.submit(error_of, store.check)
+        started = time.monotonic()
+        while not store._lock.locked():
+            assert time.monotonic() - started < 5
+            time.sleep(0.001)
+        store.close()
+        assert at_work.result(2).message == PUBLIC
+        assert time.monotonic() - started < 2
+    assert "closed" in error_of(store.check).message
+
+
+def test_a_process_ends_although_the_server_is_frozen(database: Database) -> None:
+    command = [sys.executable, "-c", EXIT, database.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        with database.server.hanging():
+            process.terminate()
+            assert process.wait(15) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_running_server_does_not_tell_clients_where_it_is(database: Database) -> None:
+    store = PostgresStore(database.url)
+    database.cut()
+    errors = [error_of(store.check), error_of(store.check)]
+    database.restore()
+    assert {error.message for error in errors} == {PUBLIC}
+    assert "127.0.0.1" in for_log(errors[1])
+    store.close()
+
+
+def test_a_database_of_the_version_before_is_brought_up_to_date(database: Database) -> None:
+    functions = "SELECT proname, prosrc FROM pg_proc WHERE proname LIKE 'llmserve%' ORDER BY 1"
+    PostgresStore(database.url).close()
+    newest = database.run(functions)
+    database.run("DROP FUNCTION llmserve_end")
+    database.run(
+        "DO $do$ BEGIN EXECUTE replace(pg_get_functiondef('llmserve_take'::regproc), "
+        "'of_day bigint := estimate', 'of_day bigint := least(estimate, per_day)'); END $do$"
+    )
+    database.run("UPDATE llmserve_meta SET value = 1 WHERE name = 'schema'")
+    assert database.run(functions) != newest
+    PostgresStore(database.url).close()
+    assert database.run(functions) == newest
 
 
 def test_it_comes_back_after_the_server_was_away(database: Database) -> None:

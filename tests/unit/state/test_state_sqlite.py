@@ -9,13 +9,17 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from state_support import made_key, row, sha
 
 from llmserve.errors import ConfigError, Unavailable
+from llmserve.state import UsageWriter
+from llmserve.state.protocol import UNREACHABLE, for_log
 from llmserve.state.sqlite import SqliteStore
+from llmserve.types import Outcome
 
 WRITER = """
 import asyncio, sys, time
@@ -52,7 +56,7 @@ rows = [UsageRow("d", f"k{i}", "m", Outcome.FAILED, 1, 1, 1, 1) for i in range(5
 try:
     store.add_usage(rows)
 except Unavailable as error:
-    print(error)
+    print(error.__cause__)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 assert store.usage("a", "z", None) == []
 store.add_usage(rows)
@@ -128,8 +132,9 @@ def test_a_locked_file_is_a_matter_of_time(tmp_path: Path, monkeypatch: pytest.M
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="locked"):
         SqliteStore(path)
-    with pytest.raises(Unavailable, match="locked"):
+    with pytest.raises(Unavailable) as caught:
         store.check()
+    assert for_log(caught.value) == f"{UNREACHABLE}: database is locked"
     assert store.revision() == 0
     other.execute("ROLLBACK")
     other.close()
@@ -146,6 +151,53 @@ def test_check_sees_that_the_file_is_gone(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="moved or deleted"):
         store.check()
     store.close()
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    other = path.with_name("other.db")
+    SqliteStore(other).close()
+    other.replace(path)
+
+
+def overwritten(path: Path) -> None:
+    path.write_bytes(b"something else altogether " * 1000)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("lose", [deleted, replaced, overwritten, emptied])
+async def test_a_file_that_is_lost_stops_everything_until_a_restart(
+    tmp_path: Path, lose: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.db"
+    store = SqliteStore(path)
+    writer = UsageWriter(store)
+    writer.add("k", "m", Outcome.COMPLETED, 1, 0, 1)
+    await writer.flush()
+    assert writer.failing is None
+    lose(path)
+    for _ in range(3):
+        writer.add("k", "m", Outcome.COMPLETED, 1, 0, 1)
+        await writer.flush()
+        assert writer.failing is not None
+        assert "restart the server" in writer.failing
+        assert str(tmp_path) not in writer.failing
+        for work in (store.check, store.revision):
+            with pytest.raises(Unavailable, match="restart the server"):
+                work()
+    await writer.aclose()
+    store.close()
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "usage cannot be written, and is kept for now",
+        "2 rows of usage could not be written",
+    ]
 
 
 def test_check_sees_a_nearly_full_disk(tmp_path: Path) -> None:
@@ -166,7 +218,7 @@ def test_a_full_disk_changes_nothing_and_passes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     refusal, kept = done.stdout.splitlines()
-    assert "cannot be reached" in refusal
+    assert "disk" in refusal or "full" in refusal
     assert kept == "5000"
 
 

@@ -105,6 +105,12 @@ def test_usage_adds_up(store: Store) -> None:
     assert store.tokens_on("2026-05-03") == {}
 
 
+@pytest.mark.parametrize("key_id", ["a\0", "\0", "\udcff"])
+def test_nobody_has_a_key_that_the_database_cannot_store(store: Store, key_id: str) -> None:
+    store.add_usage([row(key_id="a")])
+    assert store.usage("2026-01-01", "2026-12-31", key_id) == []
+
+
 def test_a_batch_counts_once(store: Store, another_store: Opener) -> None:
     store.add_usage([row()], BatchId("w", 1))
     another_store().add_usage([row()], BatchId("w", 1))

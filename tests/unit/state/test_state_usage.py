@@ -35,6 +35,7 @@ class Flaky:
         self._store = store
         self.refuses = False
         self.forgets = False
+        self.nearly_full = False
         self.gate = threading.Event()
         self.gate.set()
         self.begun = threading.Event()
@@ -47,6 +48,10 @@ class Flaky:
         self._store.add_usage(rows, batch)
         if self.forgets:
             raise Unavailable("connection lost")
+
+    def check(self) -> None:
+        if self.refuses or self.nearly_full:
+            raise Unavailable("the disk is nearly full")
 
 
 async def test_it_adds_up_by_day_key_model_and_outcome(store: Store) -> None:
@@ -131,6 +136,46 @@ async def test_a_write_that_is_cancelled_half_way_counts_once(store: Store) -> N
     writer.add("a", "m", Outcome.COMPLETED, 1, 0, 1)
     await writer.aclose()
     assert totals(store) == {("1970-01-01", "a", "completed"): (2, 2, 0, 2)}
+
+
+async def test_one_batch_that_went_through_is_no_recovery(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmserve.state.usage.FLUSH_SECONDS", 0.001)
+    caplog.set_level(logging.WARNING)
+    flaky = Flaky(store)
+    flaky.nearly_full = True
+    writer = UsageWriter(flaky, clock=lambda: 0.0)  # type: ignore[arg-type]
+    task = asyncio.create_task(writer.keep_writing())
+    await until(lambda: writer.failing is not None)
+    for _ in range(3):
+        writer.add("a", "m", Outcome.COMPLETED, 1, 0, 1)
+        await writer.flush()
+        assert writer.failing == "the disk is nearly full"
+    assert len(caplog.records) == 1
+    flaky.nearly_full = False
+    await until(lambda: writer.failing is None)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert caplog.records[1].message == "usage is written again"
+
+
+class Broken:
+    """A store with a fault that nobody thought of."""
+
+    def add_usage(self, *_: object) -> None:
+        raise PermissionError(13, "denied", "/secret/state.db")
+
+    check = add_usage
+
+
+async def test_clients_do_not_hear_what_the_system_says(caplog: pytest.LogCaptureFixture) -> None:
+    writer = UsageWriter(Broken())  # type: ignore[arg-type]
+    writer.add("a", "m", Outcome.COMPLETED, 1, 0, 1)
+    await writer.flush()
+    assert writer.failing == "The state store cannot be reached."
+    assert "/secret/state.db" in caplog.text
 
 
 async def test_what_it_keeps_is_bounded(store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -133,13 +133,20 @@ async def test_tokens_per_minute_are_corrected_afterwards(windows: Windows) -> N
 
 
 async def test_an_estimate_above_the_limit_passes_when_nothing_is_used(windows: Windows) -> None:
-    who = caller(tokens_per_minute=100, tokens_per_day=200)
+    who = caller(tokens_per_minute=100)
     grant = await windows.take(who, 10**9)
     assert grant.standing.tokens is not None
     assert grant.standing.tokens.remaining == 0
     await refused(windows, who, 1)
     windows.settle(grant, 0)
     await windows.take(who, 10**9)
+
+
+async def test_a_budget_is_never_overspent_by_one_large_request(windows: Windows) -> None:
+    who = caller(tokens_per_day=200)
+    error = await refused(windows, who, 201)
+    assert "200 of your 200 tokens for today left" in error.message
+    await windows.take(who, 200)
 
 
 async def test_concurrency(windows: Windows) -> None:
@@ -190,6 +197,44 @@ async def test_one_request_after_the_other_never_exceeds_one_at_a_time(windows: 
     who = caller(concurrency=1)
     for _ in range(50):
         windows.settle(await windows.take(who, 1), 1)
+
+
+async def test_a_cancelled_request_has_used_nothing(windows: Windows) -> None:
+    """As often as one likes, and the limits have room for two."""
+    who = caller(requests_per_minute=2, tokens_per_minute=20, concurrency=1, tokens_per_day=20)
+    for _ in range(10):
+        grant = await windows.take(who, 10)
+        windows.cancel(grant)
+        windows.cancel(grant)
+        windows.settle(grant, 10)
+    first = await windows.take(who, 10)
+    assert first.standing.requests is not None
+    assert first.standing.requests.remaining == 1
+    windows.settle(first, 10)
+    windows.cancel(first)
+    windows.settle(await windows.take(who, 10), 10)
+    assert "requests per minute" in (await refused(windows, who)).message
+
+
+async def test_a_request_without_limits_can_be_cancelled(windows: Windows) -> None:
+    windows.cancel(await windows.take(ANONYMOUS, 5))
+    who = caller(tokens_per_day=10)
+    windows.cancel(await windows.take(who, 10))
+    await windows.take(who, 10)
+
+
+async def test_a_local_request_can_be_cancelled_when_postgres_is_back(made: Database) -> None:
+    who = caller(requests_per_minute=1)
+    async with shared(made) as windows:
+        made.cut()
+        for _ in range(3):
+            windows.cancel(await windows.take(who, 1))
+        grant = await windows.take(who, 1)
+        assert grant.lease is None
+        made.restore()
+        await until(lambda: not windows._broken)
+        windows.cancel(grant)
+        await taken_until(windows, who)
 
 
 async def test_the_order_of_the_checks(windows: Windows) -> None:
