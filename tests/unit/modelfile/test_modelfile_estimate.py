@@ -1,4 +1,4 @@
-"""What serving takes. ``tests/e2e/test_models.py`` compares with vLLM's own figures."""
+"""What serving takes. ``tests/e2e/test_model_files.py`` compares with vLLM's own figures."""
 
 from __future__ import annotations
 
