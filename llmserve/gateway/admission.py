@@ -174,7 +174,7 @@ class Admission:
 
     def _may_run(self, ticket: Ticket) -> bool:
         lane = ticket.lane
-        return self._within_share(lane, len(lane.running), self.max_running - self.running)
+        return self._within_share(lane, len(lane.running), self.running, self.max_running)
 
     def _check_possible(self, caller: Caller, demand: Demand) -> None:
         """Refuse what can never run, or could only run by pushing everybody else out."""
@@ -204,20 +204,22 @@ class Admission:
                 f"The server is full: {self.running} requests run and {self.waiting} wait.",
                 retry_after=self._retry_after(ticket.lane),
             )
-        if not self._within_share(ticket.lane, ticket.lane.waiting, free):
+        lane = ticket.lane
+        if not self._within_share(lane, lane.waiting, self.waiting, settings.max_queue):
             raise RateLimited(
                 f"You have {ticket.lane.waiting} requests waiting, which is your share of a busy "
                 "server.",
                 retry_after=self._retry_after(ticket.lane),
             )
 
-    def _within_share(self, lane: Lane, held: int, free: int) -> bool:
-        """The dynamic threshold, and the last place is for somebody who has none. Without
-        keys there is only one caller, and no share."""
+    def _within_share(self, lane: Lane, held: int, taken: int, places: int) -> bool:
+        """The dynamic threshold, and the last place is for somebody who has less than an
+        even part. Without keys there is only one caller, and no share."""
         reserved = self._settings.reserved_share
         if lane.caller.is_anonymous or not reserved:
             return True
-        if held and free <= 1:
+        free = places - taken
+        if free <= 1 and held >= max(1, places / (self._lanes.active(lane) + 1)):
             return False
         return held * reserved < free * (1 - reserved) * self._lanes.relative_weight(lane)
 

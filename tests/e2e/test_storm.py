@@ -80,10 +80,6 @@ async def _weather(server: Server, keys: dict[str, Key]) -> Storm:
     process = psutil.Process(server.process.pid)
     calm = Client(server.port, keys["calm"].secret)
     flood = Client(server.port, keys["flood"].secret)
-    await closed_loop(calm, "/v1/chat/completions", STREAM, RUNNING, 3)  # Warm-up.
-    calm_rate = await _rate(server, admin, closed_loop(calm, *REQUESTS[0], RUNNING, 20))
-    offered = 10 * calm_rate / TOKENS
-    memory = process.memory_info().rss
     answers: list[str] = []
     errors: list[str] = []
     stop = threading.Event()
@@ -91,8 +87,13 @@ async def _weather(server: Server, keys: dict[str, Key]) -> Storm:
         threading.Thread(target=_sdk_user, args=(server, keys["sdk"].secret, stop, answers, errors))
         for _ in range(3)
     ]
+    # They ask all the time, so that calm and storm differ in the storm alone.
     for person in people:
         person.start()
+    await closed_loop(calm, "/v1/chat/completions", STREAM, RUNNING, 3)  # Warm-up.
+    calm_rate = await _rate(server, admin, closed_loop(calm, *REQUESTS[0], RUNNING, 20))
+    offered = 10 * calm_rate / TOKENS
+    memory = process.memory_info().rss
     storm_rate = await _rate(server, admin, storm(flood, REQUESTS, offered, SECONDS), SECONDS)
     stop.set()
     for person in people:
