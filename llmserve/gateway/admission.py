@@ -204,8 +204,9 @@ class Admission:
                 f"The server is full: {self.running} requests run and {self.waiting} wait.",
                 retry_after=self._retry_after(ticket.lane),
             )
-        lane = ticket.lane
-        if not self._within_share(lane, lane.waiting, self.waiting, settings.max_queue):
+        lane, places = ticket.lane, settings.max_queue
+        within = self._within_share(lane, lane.waiting, self.waiting, places)
+        if not within or self._is_others(lane, free, places):
             raise RateLimited(
                 f"You have {ticket.lane.waiting} requests waiting, which is your share of a busy "
                 "server.",
@@ -222,6 +223,15 @@ class Admission:
         if free <= 1 and held >= max(1, places / (self._lanes.active(lane) + 1)):
             return False
         return held * reserved < free * (1 - reserved) * self._lanes.relative_weight(lane)
+
+    def _is_others(self, lane: Lane, free: int, places: int) -> bool:
+        """Whether what is free is kept for others. Whoever has less than an even part may
+        always have it."""
+        if lane.caller.is_anonymous or not self._settings.reserved_share:
+            return False
+        return lane.waiting >= self._lanes.part(lane, places) and (
+            free <= self._lanes.owed(lane, places)
+        )
 
     def _retry_after(self, lane: Lane) -> float:
         """The caller's next place, at the rate that is its share of the whole."""

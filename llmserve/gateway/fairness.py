@@ -9,7 +9,9 @@ Two published rules, because requests are not alike and clients are not modest:
 * **Space** is by a dynamic threshold (Choudhury and Hahne, "Dynamic Queue Length
   Thresholds for Shared-Memory Packet Switches", 1998): a caller may hold no more places
   than a multiple of those still free. One caller alone gets nearly all of them, ten
-  flooders share them, and there is always a place left for one who has none.
+  flooders share them, and there is always a place left for one who has none. Of the
+  places to wait in, half of everybody's even part is kept for whoever has requests here:
+  the answer to one request must not cost the same caller's next one its place.
 """
 
 from __future__ import annotations
@@ -117,6 +119,21 @@ class Lanes:
         """The caller's weight over the mean of those who have requests here."""
         busy = self._busy(lane)
         return lane.caller.weight * len(busy) / sum(each.caller.weight for each in busy)
+
+    def part(self, lane: Lane, places: int) -> float:
+        """The caller's even part of so many places."""
+        return places * self.relative_weight(lane) / self.active(lane)
+
+    def owed(self, lane: Lane, places: int) -> float:
+        """Waiting places to be kept for the other callers who have requests here: for each
+        of them what it lacks of half its even part."""
+        busy = self._busy(lane)
+        weights = sum(each.caller.weight for each in busy)
+        return sum(
+            max(0.0, places * each.caller.weight / weights / 2 - each.waiting)
+            for each in busy
+            if each is not lane
+        )
 
     def _busy(self, lane: Lane) -> list[Lane]:
         lanes = self._lanes.values()

@@ -7,10 +7,12 @@ end. What a client cannot explain is a fault of the server.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
 from collections import Counter
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +39,19 @@ class Client:
     port: int
     key: str
     results: list[Result] = field(default_factory=list)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def start(self, work: Iterable[Coroutine[Any, Any, Any]]) -> None:
+        """Do it in the background. ``finish`` waits for it."""
+        for coroutine in work:
+            task = asyncio.create_task(coroutine)
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def finish(self) -> None:
+        """Wait for everything that was started."""
+        while self.tasks:
+            await asyncio.gather(*self.tasks)
 
     async def ask(self, path: str, body: dict[str, Any], leave_after: int | None = None) -> Result:
         """Send one request and read its reply; leave after so many bytes."""
@@ -119,34 +134,36 @@ def _unchunk(content: bytes) -> str:
 
 
 async def closed_loop(
-    client: Client, path: str, body: dict[str, Any], workers: int, seconds: float
+    client: Client, requests: list[tuple[str, dict[str, Any]]], workers: int, seconds: float
 ) -> None:
-    """So many clients, each asking again as soon as it has its answer."""
+    """So many clients, each asking again as soon as it has its answer. Ends at the end of
+    the time; what is under way then goes on beside whatever follows."""
     until = time.perf_counter() + seconds
+    turns = itertools.cycle(requests)
 
     async def work() -> None:
         while time.perf_counter() < until:
-            await client.ask(path, body)
+            result = await client.ask(*next(turns))
+            if result.kind == "refused":
+                await asyncio.sleep(1)
 
-    await asyncio.gather(*(work() for _ in range(workers)))
+    client.start(work() for _ in range(workers))
+    await asyncio.sleep(seconds)
 
 
 async def storm(
     client: Client, requests: list[tuple[str, dict[str, Any]]], rate: float, seconds: float
 ) -> None:
     """Requests at random times, ``rate`` a second on average, whatever becomes of them;
-    one in seven leaves in the middle of its answer."""
+    one in seven streams is left in the middle of its answer. Ends as ``closed_loop``."""
     chance = random.Random(7)  # noqa: S311  # a schedule
     until, due = time.perf_counter() + seconds, time.perf_counter()
-    tasks: set[asyncio.Task[Result]] = set()
-    number = 0
+    turns = itertools.cycle(requests)
     while (due := due + chance.expovariate(rate)) < until:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        path, body = requests[number % len(requests)]
-        leave = chance.randrange(2_000, 20_000) if body.get("stream") and number % 7 == 0 else None
-        tasks.add(asyncio.create_task(client.ask(path, body, leave)))
-        number += 1
-    await asyncio.gather(*tasks)
+        path, body = next(turns)
+        leaves = body.get("stream") and not chance.randrange(7)
+        client.start([client.ask(path, body, chance.randrange(500, 6_000) if leaves else None)])
 
 
 def kinds(results: list[Result]) -> Counter[str]:

@@ -347,3 +347,13 @@ async def test_idle_time_says_nothing_about_the_rate() -> None:
         door.clock.now += 1000
     door.enter()
     assert refusal(door.enter) == pytest.approx(2, rel=0.05)
+
+
+async def test_half_of_an_even_part_of_the_queue_is_kept_for_whoever_has_requests_here() -> None:
+    door = Door(max_running=2, max_queue=16)
+    people, flood = caller("people"), caller("flood")
+    door.enter(people)
+    told(door, flood)
+    assert door.admission.waiting == 16 - 4
+    told(door, people)
+    assert door.admission.waiting == 16
