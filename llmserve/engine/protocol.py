@@ -26,13 +26,16 @@ class Context:
 
     ``request_id`` becomes part of the ids in the reply; ``model`` is the name that the
     reply carries (the engine's served name, or that of an adapter). ``cache_salt``: see
-    ``GenerateRequest``.
+    ``GenerateRequest``. ``push`` is a short way for events: an engine may send those
+    through it that come while its iterator is being waited for, instead of yielding them.
+    Never the first event nor the last one, and always in order.
     """
 
     request_id: str
     model: str
     adapter: str | None = None
     cache_salt: str | None = None
+    push: PushJson | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,13 @@ class Event:
     data: Json
     event: str | None = None
 
+
+PushText: TypeAlias = Callable[[str, int], bool]
+"""Takes the next text of the only choice, and its number of tokens; false when it cannot
+be sent at this moment."""
+
+PushJson: TypeAlias = Callable[[bytes], bool]
+"""Takes the JSON of the next event, encoded; false when it cannot be sent at this moment."""
 
 Report: TypeAlias = Callable[[Stage, float | None], None]
 """Called by a starting engine: the stage it has reached, and its progress in that stage
@@ -62,8 +72,11 @@ class Engine(Protocol):
         can never work, anything else when a later try may succeed."""
         ...
 
-    def generate(self, request: GenerateRequest, meter: Meter) -> AsyncGenerator[Chunk, None]:
+    def generate(
+        self, request: GenerateRequest, meter: Meter, push: PushText | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         """Stream the chunks of all choices of one request, keeping ``meter`` up to date.
+        ``push`` is a short way for plain text, as in ``Context``.
 
         Raises ``InvalidRequest`` (before the first chunk), ``EngineDied``,
         ``InternalError``. Closing the iterator aborts the request.

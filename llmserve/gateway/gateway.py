@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 
-from llmserve.engine.protocol import Context, Event, Json
+from llmserve.engine.protocol import Context, Event, Json, PushJson, PushText
 from llmserve.engine.supervisor import Supervisor
 from llmserve.errors import DeadlineExceeded, InternalError, InvalidRequest, LlmserveError
 from llmserve.gateway.admission import Admission
@@ -56,10 +56,15 @@ class Gateway:
         return target
 
     async def generate(
-        self, entry: Entry, target: Target, request: GenerateRequest, demand: Demand
+        self,
+        entry: Entry,
+        target: Target,
+        request: GenerateRequest,
+        demand: Demand,
+        push: PushText | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """The chunks of one request. Its permit is released when the iterator ends or is
-        closed, and ``entry`` learns how it ended."""
+        closed, and ``entry`` learns how it ended. ``push``: see ``Engine.generate``."""
         ours = replace(
             request, adapter=target.adapter, priority=0, cache_salt=self._cache_salt(entry)
         )
@@ -67,11 +72,13 @@ class Gateway:
         async def chunks(deadline: Deadline) -> AsyncGenerator[Chunk, None]:
             async with self._admitted(entry, demand, deadline):
                 engine = self.supervisor.engine()
-                async for chunk in deadline.guard(engine.generate(ours, entry.meter)):
+                async for chunk in deadline.guard(engine.generate(ours, entry.meter, short)):
                     yield chunk
 
         async with self._limited(entry, demand) as deadline:
             key = self.answers.native_key(entry, target, ours)
+            # What is to be kept must come this way.
+            short = push if key is None else None
             stream = self.answers.stream(key, entry, deadline, lambda: chunks(deadline))
             async with aclosing(stream):
                 async for chunk in stream:
@@ -84,7 +91,7 @@ class Gateway:
 
         async def reply(deadline: Deadline) -> AsyncGenerator[Json, None]:
             async with self._admitted(entry, demand, deadline):
-                answer = await deadline.wait(self._ask(entry, target, operation, body))
+                answer = await deadline.wait(self._ask(entry, target, operation, body, None))
                 if not isinstance(answer, dict):
                     raise InternalError()
                 yield answer
@@ -97,13 +104,20 @@ class Gateway:
             return answer
 
     async def openai_stream(
-        self, entry: Entry, target: Target, operation: Operation, body: Json, demand: Demand
+        self,
+        entry: Entry,
+        target: Target,
+        operation: Operation,
+        body: Json,
+        demand: Demand,
+        push: PushJson | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The events of a request that asks for a stream. As ``generate``."""
 
         async def events(deadline: Deadline) -> AsyncGenerator[Event, None]:
             async with self._admitted(entry, demand, deadline):
-                answer = await deadline.wait(self._ask(entry, target, operation, body))
+                asked = self._ask(entry, target, operation, body, short)
+                answer = await deadline.wait(asked)
                 if isinstance(answer, dict):
                     raise InternalError()
                 async for event in deadline.guard(answer):
@@ -111,15 +125,21 @@ class Gateway:
 
         async with self._limited(entry, demand) as deadline:
             key = self.answers.openai_key(entry, target, operation, body)
+            short = push if key is None else None
             stream = self.answers.stream(key, entry, deadline, lambda: events(deadline))
             async with aclosing(stream):
                 async for event in stream:
                     yield event
 
     async def _ask(
-        self, entry: Entry, target: Target, operation: Operation, body: Json
+        self,
+        entry: Entry,
+        target: Target,
+        operation: Operation,
+        body: Json,
+        push: PushJson | None,
     ) -> Json | AsyncGenerator[Event, None]:
-        context = Context(entry.id, target.model, target.adapter, self._cache_salt(entry))
+        context = Context(entry.id, target.model, target.adapter, self._cache_salt(entry), push)
         return await self.supervisor.engine().openai(operation, body, context, entry.meter)
 
     @asynccontextmanager

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sized
+from functools import partial
 from typing import Any, ClassVar
 
 import httptools
@@ -96,6 +97,21 @@ class _Flow(FlowControl):
     def resume_reading(self) -> None:
         if len(self._pipeline) < _FEW_PIPELINED:
             super().resume_reading()
+
+
+def _send_now(cycle: RequestResponseCycle, data: bytes) -> bool:
+    """Send a part of a response that has begun, as uvicorn's ``send`` would; false when
+    that one would have to wait, or has a better idea."""
+    if (
+        cycle.flow.write_paused
+        or cycle.disconnected
+        or not cycle.response_started
+        or cycle.response_complete
+        or not cycle.chunked_encoding
+    ):
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    return True
 
 
 class Connection(HttpToolsProtocol):
@@ -190,6 +206,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._unread = 0
         self._disarm()
+        self.scope["state"]["send_now"] = partial(_send_now, self.cycle)
         if not self.pipeline:
             self._serving = self.cycle
         if self._surplus:

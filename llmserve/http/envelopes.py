@@ -32,6 +32,9 @@ _ANTHROPIC_TYPES = {
 }
 
 
+encode = msgspec.json.Encoder().encode
+"""JSON as bytes."""
+
 _MAX_RETRY_SECONDS = 60.0
 
 
@@ -85,7 +88,7 @@ def json_response(
     body: Any, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     """A JSON response."""
-    content = msgspec.json.encode(body)
+    content = encode(body)
     return Response(content, status, headers=headers, media_type="application/json")
 
 
@@ -106,5 +109,5 @@ def error_event(error: LlmserveError, operation: Operation | None) -> bytes:
 
 def sse(data: Any, event: str | None = None) -> bytes:
     """One server-sent event as it goes over the wire."""
-    payload = b"data: " + msgspec.json.encode(data) + b"\n\n"
+    payload = b"data: " + encode(data) + b"\n\n"
     return payload if event is None else b"event: " + event.encode() + b"\n" + payload

@@ -17,6 +17,7 @@ from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmserve.http.outlet import Outlet
 from llmserve.settings import ServerSettings
 
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n").encode()
@@ -35,20 +36,23 @@ class ReaderStalled(Exception):
 class EventStream(Response):
     """Sends ``frames``, each a whole event as bytes. Closes them in any case: when the
     client goes away they are cancelled, which reaches the engine. Raises
-    ``ReaderStalled``."""
+    ``ReaderStalled``. Between them, frames may come through ``outlet``."""
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], settings: ServerSettings) -> None:
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], outlet: Outlet, settings: ServerSettings
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
         self._frames = frames
+        self._outlet = outlet
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         task = asyncio.current_task()
         assert task is not None
         others = task.cancelling()
-        watch = _Watch(task, send, self._settings)
+        watch = _Watch(task, send, self._outlet, self._settings)
         listening = asyncio.ensure_future(_until_gone(receive))
         listening.add_done_callback(watch.gone)
         try:
@@ -56,6 +60,7 @@ class EventStream(Response):
                 await send(
                     {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 )
+                self._outlet.open()
                 async for frame in frames:
                     await watch.send(frame)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -66,6 +71,7 @@ class EventStream(Response):
                 return
             raise
         finally:
+            self._outlet.close()
             watch.close()
             listening.remove_done_callback(watch.gone)
             listening.cancel()
@@ -74,11 +80,14 @@ class EventStream(Response):
 class _Watch:
     """What may end or interrupt a stream from outside."""
 
-    def __init__(self, task: asyncio.Task[Any], send: Send, settings: ServerSettings) -> None:
+    def __init__(
+        self, task: asyncio.Task[Any], send: Send, outlet: Outlet, settings: ServerSettings
+    ) -> None:
         self.cancelled = False
         self.stalled = False
         self._task = task
         self._send = send
+        self._outlet = outlet
         self._keep_alive = settings.keep_alive_s
         self._patience = settings.slow_reader_timeout_s
         self._loop = asyncio.get_running_loop()
@@ -107,7 +116,7 @@ class _Watch:
             ping.cancel()
 
     def _look(self) -> None:
-        silent = self._loop.time() - self._since
+        silent = self._loop.time() - max(self._since, self._outlet.sent_at)
         if self._sending and self._patience and silent >= self._patience:
             self.stalled = True
             self._end()

@@ -18,6 +18,7 @@ from llmserve.http.context import base_url, caller, entry, services
 from llmserve.http.control import demand_of
 from llmserve.http.envelopes import error_event, json_response, sse
 from llmserve.http.openai_fields import check_fields
+from llmserve.http.outlet import Outlet
 from llmserve.http.streaming import stream_response, until_disconnect
 from llmserve.types import Operation
 
@@ -74,9 +75,10 @@ def _handler(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         engine = wired.supervisor.engine()
         demand = demand_of(request, body, engine, generates=operation in _GENERATING)
         if body.get("stream"):
-            frames = _frames(request, target, operation, body, demand)
+            outlet = Outlet(request.scope)
+            frames = _frames(request, target, operation, body, demand, outlet)
             return await stream_response(
-                request, frames, _on_error(operation), account, settings.server
+                request, frames, outlet, _on_error(operation), account, settings.server
             )
         work = wired.gateway.openai(account, target, operation, body, demand)
         return json_response(await until_disconnect(request, work))
@@ -85,10 +87,18 @@ def _handler(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _frames(
-    request: Request, target: Target, operation: Operation, body: dict[str, Any], demand: Demand
+    request: Request,
+    target: Target,
+    operation: Operation,
+    body: dict[str, Any],
+    demand: Demand,
+    outlet: Outlet,
 ) -> AsyncGenerator[bytes, None]:
+    def push(data: bytes) -> bool:
+        return outlet.write(b"data: %b\n\n" % data)
+
     gateway = services(request).gateway
-    stream = gateway.openai_stream(entry(request), target, operation, body, demand)
+    stream = gateway.openai_stream(entry(request), target, operation, body, demand, push)
     async with aclosing(stream) as events:
         async for event in events:
             yield sse(event.data, event.event)

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from llmserve.errors import InternalError, LlmserveError
 from llmserve.gateway.entry import Entry
 from llmserve.http.event_stream import EventStream
+from llmserve.http.outlet import Outlet
 from llmserve.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,13 @@ class ClientGone(Exception):
 async def stream_response(
     request: Request,
     frames: AsyncGenerator[bytes, None],
+    outlet: Outlet,
     on_error: Callable[[LlmserveError], bytes],
     account: Entry,
     settings: ServerSettings,
 ) -> Response:
-    """A response that sends ``frames``, each a whole event.
+    """A response that sends ``frames``, each a whole event, and lets others through
+    ``outlet`` once it has begun.
 
     No header goes out before the request has its place, however long it waits for that.
     Raises what ``frames`` raises until ``first_chunk_wait_s`` after; later errors go
@@ -58,7 +61,7 @@ async def stream_response(
         await asyncio.wait({first})
         await frames.aclose()
         raise
-    return EventStream(_body(first, frames, on_error), settings)
+    return EventStream(_body(first, frames, on_error), outlet, settings)
 
 
 async def _either(

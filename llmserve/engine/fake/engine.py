@@ -10,7 +10,7 @@ from llmserve.engine.fake.core import Core
 from llmserve.engine.fake.job import plan_request
 from llmserve.engine.fake.script import Script
 from llmserve.engine.fake.tokens import CHARS_PER_TOKEN
-from llmserve.engine.protocol import Context, Event, Json, Report
+from llmserve.engine.protocol import Context, Event, Json, PushText, Report
 from llmserve.errors import NotImplementedHere, NotReady
 from llmserve.types import Chunk, GenerateRequest, Load, Meter, ModelInfo, Operation
 
@@ -61,7 +61,12 @@ class FakeEngine:
                 raise self._script.start_error(f"The fake engine failed to start while {stage}.")
             report(stage, 1.0)
 
-    async def generate(self, request: GenerateRequest, meter: Meter) -> AsyncGenerator[Chunk, None]:
+    async def generate(
+        self,
+        request: GenerateRequest,
+        meter: Meter,
+        push: PushText | None = None,  # noqa: ARG002
+    ) -> AsyncGenerator[Chunk, None]:
         """Stream the scripted answer, one token in each chunk."""
         self._core.check()
         if "generate" not in self._script.tasks:

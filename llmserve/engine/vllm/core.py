@@ -1,25 +1,16 @@
-"""The running vLLM: one ``AsyncLLM``, the serving classes around it, and the meters.
-
-Every generation goes through ``Metered``, ours and that of vLLM's own serving classes,
-so tokens are counted in one place whatever the protocol, and also for requests that are
-cut off.
-"""
+"""The running vLLM: one ``AsyncLLM``, and the serving classes around it."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from argparse import Namespace
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.datastructures import State
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.lora.request import LoRARequest
-from vllm.outputs import PoolingRequestOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -28,11 +19,8 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
-from llmserve.engine.grammars import GrammarRefused
-from llmserve.engine.vllm.tally import Tally
-from llmserve.engine.vllm.tools import bound_spaces
-from llmserve.engine.vllm.trial import Trials, to_be_tried
-from llmserve.errors import Aborted, InternalError
+from llmserve.engine.vllm.metered import Metered
+from llmserve.engine.vllm.trial import Trials
 from llmserve.types import Load, Meter, ModelInfo
 
 Serving = TypeVar("Serving")
@@ -96,74 +84,6 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
             for internal in processor.external_req_ids.get(request_id, ())
             if internal in processor.request_states
         ]
-
-
-class Metered:
-    """An engine client for one request: counts its tokens and refuses to pass an abort
-    off as an answer. Everything else is the wrapped client's."""
-
-    def __init__(self, llm: ObservedLLM, meter: Meter) -> None:
-        self._llm = llm
-        self._meter = meter
-        self._open: set[Tally] = set()
-        self.failure: Exception | None = None
-        """What ended the generation; vLLM's serving classes turn it into plain text."""
-        meter.live = self._uncounted
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._llm, name)
-
-    async def generate(
-        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """As ``AsyncLLM.generate``. Raises ``Aborted`` and ``InternalError`` where vLLM
-        yields an output with the finish reason ``abort`` or ``error``."""
-        _bound_spaces(sampling_params)
-        tally = Tally(self._llm, self._llm.unique(request_id), self._meter)
-        deltas = sampling_params.output_kind is RequestOutputKind.DELTA
-        self._open.add(tally)
-        try:
-            await self._try_grammar(sampling_params)
-            stream = self._llm.generate(prompt, sampling_params, tally.request_id, **options)
-            async with aclosing(stream) as outputs:
-                async for output in outputs:
-                    if deltas:
-                        tally.add(output)
-                    elif output.finished:
-                        tally.add_whole(output)
-                    _refuse_abort(output, sampling_params)
-                    yield output
-        except Exception as error:
-            self.failure = error
-            raise
-        finally:
-            self._open.discard(tally)
-            tally.close()
-
-    async def encode(
-        self, prompt: Any, pooling_params: Any, request_id: str, **options: Any
-    ) -> AsyncGenerator[PoolingRequestOutput, None]:
-        """As ``AsyncLLM.encode``."""
-        tally = Tally(self._llm, self._llm.unique(request_id), self._meter)
-        stream = self._llm.encode(prompt, pooling_params, tally.request_id, **options)
-        try:
-            async with aclosing(stream) as outputs:
-                async for output in outputs:
-                    if output.finished:
-                        tally.add_prompt(output)
-                    yield output
-        finally:
-            tally.close()
-
-    async def _try_grammar(self, params: SamplingParams) -> None:
-        if params.structured_outputs is None or self._llm.trials is None:
-            return
-        grammar = to_be_tried(params.structured_outputs)
-        if grammar is not None and (wrong := await self._llm.trials.wrong(*grammar)):
-            raise GrammarRefused(f"it {wrong}.")
-
-    def _uncounted(self) -> int:
-        return sum(tally.uncounted() for tally in self._open)
 
 
 class Core:
@@ -262,22 +182,3 @@ def _trials(llm: ObservedLLM, seconds: float) -> Trials | None:
         return str(found.serialize_json())
 
     return Trials(serialized, compact=outputs.disable_any_whitespace, seconds=seconds)
-
-
-def _bound_spaces(params: SamplingParams) -> None:
-    constraint = params.structured_outputs
-    if constraint is not None and constraint.structural_tag:
-        constraint.structural_tag = bound_spaces(constraint.structural_tag)
-
-
-def _refuse_abort(output: RequestOutput, params: SamplingParams) -> None:
-    """Raise for an output that vLLM calls finished although it failed."""
-    for choice in output.outputs:
-        if choice.finish_reason == "abort":
-            raise Aborted()
-        if choice.finish_reason == "error":
-            if params.structured_outputs is not None:
-                # So the engine core reports a grammar that does not compile, or that
-                # has no token left to allow.
-                raise GrammarRefused()
-            raise InternalError()

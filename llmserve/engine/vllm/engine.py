@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from llmserve.engine.protocol import Context, Event, Json, Report
+from llmserve.engine.protocol import Context, Event, Json, PushText, Report
 from llmserve.engine.vllm.args import build_namespace
 from llmserve.engine.vllm.environment import prepare_environment
 from llmserve.engine.vllm.relay import Relay
@@ -83,11 +83,13 @@ class VllmEngine:
         on_cpu = current_platform.is_cpu()
         return build_namespace(self._settings, self._model, self._defaults, on_cpu=on_cpu)
 
-    def generate(self, request: GenerateRequest, meter: Meter) -> AsyncGenerator[Chunk, None]:
+    def generate(
+        self, request: GenerateRequest, meter: Meter, push: PushText | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         core = self._running()
         from llmserve.engine.vllm.native import generate
 
-        return generate(core, request, meter)
+        return generate(core, request, meter, push)
 
     async def openai(
         self, operation: Operation, body: Json, context: Context, meter: Meter

@@ -31,9 +31,10 @@ from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, Tokenize
 
 from llmserve.engine.protocol import Context, Event, Json
 from llmserve.engine.vllm import conform, constraints, tools
-from llmserve.engine.vllm.core import Core, Metered
+from llmserve.engine.vllm.core import Core
 from llmserve.engine.vllm.errors import Fields, from_error_body, translate
 from llmserve.engine.vllm.lean import make_lean
+from llmserve.engine.vllm.metered import Client
 from llmserve.errors import (
     InternalError,
     LlmserveError,
@@ -208,7 +209,7 @@ async def _events(
     operation: Operation,
     fields: Fields,
     context: Context,
-    client: Metered,
+    client: Client,
 ) -> AsyncGenerator[Event, None]:
     """vLLM's events as JSON. Ends by exhaustion only when vLLM ended in success."""
     shaper = conform.Stream(operation, context)
@@ -244,7 +245,7 @@ def _decode(item: Any) -> list[tuple[str | None, Json]]:
     return events
 
 
-def _raise_if_error(data: Json, fields: Fields, client: Metered) -> None:
+def _raise_if_error(data: Json, fields: Fields, client: Client) -> None:
     error = data.get("error")
     if isinstance(error, dict) and "message" in error:
         # What the engine raised says more than the text vLLM has made of it.

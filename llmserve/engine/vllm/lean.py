@@ -5,7 +5,8 @@ all of that stays theirs. Then they make three pydantic objects for each token, 
 parser that has nothing to find over the whole text so far, and write JSON that we would
 have to read again. For a stream that is nothing but text (one choice, no tools, no
 reasoning, no log probabilities, no echo) the generators below give the same events
-straight from the engine's outputs.
+straight from the pieces of a ``Tap``. Most of them they never see: once a stream has
+begun, the tap pushes text, and a template makes it an event.
 
 The slow twins are ``chat_completion_stream_generator`` and ``completion_stream_generator``
 in vLLM; ``tests/contract/test_lean.py`` compares the events of both.
@@ -17,21 +18,33 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-from vllm.outputs import RequestOutput
+import msgspec
 from vllm.parser.abstract_parser import DelegatingParser, Parser
 
-from llmserve.engine.protocol import Context, Event, Json
+from llmserve.engine.protocol import Context, Event, Json, PushText
+from llmserve.engine.vllm.metered import Plain
+from llmserve.engine.vllm.tap import Piece, Tap
 from llmserve.types import Operation
+
+_MARK = "\0text\0"
+_encode = msgspec.json.Encoder().encode
 
 
 def make_lean(operation: Operation, serving: Any, request: Any, context: Context) -> None:
-    """Give this request's copy of a serving class the lean generator, when the request is
-    plain enough. ``request`` is vLLM's own, validated."""
+    """Give this request's copy of a serving class the lean generator and a client that goes
+    with it, when the request is plain enough. ``request`` is vLLM's own, validated."""
     if operation is Operation.CHAT and _is_plain_chat(serving, request):
-        stream = _ChatStream(serving, request, context)
-        serving.chat_completion_stream_generator = stream.generate
+        client = serving.engine_client.plain()
+        if client is not None:
+            stream = _ChatStream(serving, request, context, client)
+            serving.engine_client = client
+            serving.chat_completion_stream_generator = stream.generate
     elif operation is Operation.COMPLETION and _is_plain_completion(serving, request):
-        serving.completion_stream_generator = _CompletionStream(serving, request, context).generate
+        client = serving.engine_client.plain()
+        if client is not None:
+            text = _CompletionStream(serving, request, context, client)
+            serving.engine_client = client
+            serving.completion_stream_generator = text.generate
 
 
 def _is_plain_chat(serving: Any, request: Any) -> bool:
@@ -67,6 +80,9 @@ def _is_plain(serving: Any, request: Any) -> bool:
         and not request.echo
         and not request.return_token_ids
         and not (options and options.continuous_usage_stats)
+        and not request.stream_interval
+        and not request.prompt_logprobs
+        and not request.use_beam_search
         and not serving.enable_force_include_usage
         and not serving.enable_per_request_metrics
     )
@@ -75,7 +91,7 @@ def _is_plain(serving: Any, request: Any) -> bool:
 class _Stream:
     """What both protocols share. Its iterators raise what the engine raises."""
 
-    def __init__(self, serving: Any, request: Any, context: Context) -> None:
+    def __init__(self, serving: Any, request: Any, context: Context, client: Plain) -> None:
         options = request.stream_options
         self._usage_asked = bool(options and options.include_usage)
         self._cached_shown = serving.enable_prompt_tokens_details
@@ -84,33 +100,27 @@ class _Stream:
         # A parser says nothing where there is no text.
         self._skips_empty = getattr(serving, "parser_cls", None) is not None
         self._model = context.model
-        self._prompt_tokens = 0
+        self._send = context.push
+        self._client = client
         self._completion_tokens = 0
-        self._details: Json = {}
 
     def _head(self, request_id: str, kind: str, created: int) -> Json:
         return {"id": request_id, "object": kind, "created": created, "model": self._model}
 
-    def _count(self, output: RequestOutput) -> None:
-        """From the first output of a request."""
-        self._prompt_tokens = len(output.prompt_token_ids or ())
-        if self._cached_shown:
-            self._details = {
-                name: value for name, value in self._found(output).items() if value is not None
-            }
-
-    def _found(self, output: RequestOutput) -> Json:
+    def _details(self, tap: Tap) -> Json:
         """What the prefix cache had of the prompt."""
-        return {"cached_tokens": output.num_cached_tokens}
+        return {"cached_tokens": tap.cached_tokens}
 
     def _usage(self) -> Json:
+        tap = self._client.tap
         usage: Json = {
-            "prompt_tokens": self._prompt_tokens,
-            "total_tokens": self._prompt_tokens + self._completion_tokens,
+            "prompt_tokens": tap.prompt_tokens,
+            "total_tokens": tap.prompt_tokens + self._completion_tokens,
             "completion_tokens": self._completion_tokens,
         }
-        if self._details:
-            usage["prompt_tokens_details"] = self._details
+        details = self._details(tap) if self._cached_shown else {}
+        if details := {name: value for name, value in details.items() if value is not None}:
+            usage["prompt_tokens_details"] = details
         return usage
 
     def _end(self, head: Json) -> Event:
@@ -121,36 +131,47 @@ class _Stream:
 
     async def _events(
         self,
-        outputs: AsyncIterator[RequestOutput],
+        pieces: AsyncIterator[Piece],
         head: Json,
         first: Json | None,
-        piece: Callable[[str], Json],
+        shape: Callable[[str], Json],
     ) -> AsyncGenerator[Event, None]:
         begun = False
-        async for output in outputs:
+        async for piece in pieces:
             if not begun:
                 begun = True
-                self._count(output)
                 if first is not None:
                     yield Event(head | {"choices": [first]})
-            for choice in output.outputs:
-                tokens = len(choice.token_ids)
-                if not choice.text and not tokens and not self._completion_tokens:
-                    continue  # Part of a long prompt, and no token yet.
-                self._completion_tokens += tokens
-                if not choice.text and choice.finish_reason is None and self._skips_empty:
-                    continue
-                body = piece(choice.text)
-                frame = head | {"choices": [body]}
-                if choice.finish_reason is not None:
-                    body["finish_reason"] = choice.finish_reason
-                    if choice.stop_reason is not None:
-                        body["stop_reason"] = choice.stop_reason
-                    if self._fingerprint is not None and not self._usage_asked:
-                        frame["system_fingerprint"] = self._fingerprint
-                yield Event(frame)
+                self._client.tap.push = self._pusher(head, shape)
+            self._completion_tokens += len(piece.token_ids)
+            if not piece.text and piece.finish_reason is None and self._skips_empty:
+                continue
+            body = shape(piece.text)
+            frame = head | {"choices": [body]}
+            if piece.finish_reason is not None:
+                body["finish_reason"] = piece.finish_reason
+                if piece.stop_reason is not None:
+                    body["stop_reason"] = piece.stop_reason
+                if self._fingerprint is not None and not self._usage_asked:
+                    frame["system_fingerprint"] = self._fingerprint
+            yield Event(frame)
         if self._usage_asked:
             yield self._end(head)
+
+    def _pusher(self, head: Json, shape: Callable[[str], Json]) -> PushText | None:
+        """Sends the event of a text. Everything in it but the text stays the same."""
+        send = self._send
+        if send is None:
+            return None
+        before, _, after = _encode(head | {"choices": [shape(_MARK)]}).rpartition(_encode(_MARK))
+
+        def push(text: str, tokens: int) -> bool:
+            if (text or not self._skips_empty) and not send(before + _encode(text) + after):
+                return False
+            self._completion_tokens += tokens
+            return True
+
+        return push
 
 
 class _ChatStream(_Stream):
@@ -159,7 +180,7 @@ class _ChatStream(_Stream):
     async def generate(
         self,
         _request: Any,
-        result_generator: AsyncIterator[RequestOutput],
+        result_generator: AsyncIterator[Piece],
         request_id: str,
         *_: Any,
         **__: Any,
@@ -171,13 +192,12 @@ class _ChatStream(_Stream):
             "delta": {"role": self._role, "content": ""},
             "finish_reason": None,
         }
-        piece = _chat_piece_or_none if self._skips_empty else _chat_piece
-        async for event in self._events(result_generator, head, first, piece):
+        shape = _chat_piece_or_none if self._skips_empty else _chat_piece
+        async for event in self._events(result_generator, head, first, shape):
             yield event
 
-    def _found(self, output: RequestOutput) -> Json:
-        created = output.num_cache_creation_tokens
-        return super()._found(output) | {"created_cache_tokens": created}
+    def _details(self, tap: Tap) -> Json:
+        return super()._details(tap) | {"created_cache_tokens": tap.created_tokens}
 
 
 class _CompletionStream(_Stream):
@@ -187,7 +207,7 @@ class _CompletionStream(_Stream):
         self,
         _request: Any,
         _engine_inputs: Any,
-        result_generator: AsyncIterator[tuple[int, RequestOutput]],
+        result_generator: AsyncIterator[tuple[int, Piece]],
         request_id: str,
         created_time: int,
         *_: Any,
@@ -195,8 +215,8 @@ class _CompletionStream(_Stream):
     ) -> AsyncGenerator[Event, None]:
         """In the place of ``OpenAIServingCompletion.completion_stream_generator``."""
         head = self._head(request_id, "text_completion", created_time)
-        outputs = (output async for _, output in result_generator)
-        async for event in self._events(outputs, head, None, _completion_piece):
+        pieces = (piece async for _, piece in result_generator)
+        async for event in self._events(pieces, head, None, _completion_piece):
             yield event
 
 

@@ -8,14 +8,18 @@ from contextlib import aclosing
 from typing import Any
 
 from vllm.logprobs import Logprob
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 from vllm.renderers import ChatParams, TokenizeParams
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
+from llmserve.engine.protocol import PushText
 from llmserve.engine.vllm.core import Core
 from llmserve.engine.vllm.errors import Fields, translate
+from llmserve.engine.vllm.metered import Metered, Plain
 from llmserve.engine.vllm.schemas import check_enforced, check_pattern
+from llmserve.engine.vllm.tap import Piece
 from llmserve.errors import InvalidRequest, NotImplementedHere, PromptTooLong, ServerError
 from llmserve.types import (
     Chunk,
@@ -38,7 +42,7 @@ _FINISH = {
 
 
 async def generate(
-    core: Core, request: GenerateRequest, meter: Meter
+    core: Core, request: GenerateRequest, meter: Meter, push: PushText | None
 ) -> AsyncGenerator[Chunk, None]:
     """The chunks of one request. See ``Engine.generate``."""
     field = "prompt" if request.messages is None else "messages"
@@ -50,22 +54,57 @@ async def generate(
         _check_constraint(request.sampling.constraint)
         prompt, length = await _render(core, request, field)
         params = sampling_params(core, request.sampling, length)
-        stream = core.metered(meter).generate(
-            prompt,
-            params,
-            request.id,
-            lora_request=core.adapter(request.adapter),
+        client, adapter = core.metered(meter), core.adapter(request.adapter)
+        plain = client.plain() if _is_plain(request.sampling) else None
+        chunks = (
+            _any_chunks(client, prompt, params, request, adapter)
+            if plain is None
+            else _plain_chunks(plain, prompt, params, request.id, adapter, push)
         )
-        async with aclosing(stream) as outputs:
-            async for output in outputs:
-                for choice in output.outputs:
-                    if choice.token_ids or choice.text or choice.finish_reason:
-                        yield _chunk(choice, request.sampling.logprobs)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
     except Exception as error:
         ours = translate(error, Fields(field, _constraint_field(request.sampling.constraint)))
         if isinstance(ours, ServerError) and ours is not error:
             log.error("request %s failed in the engine: %r", request.id, error)
         raise ours from error
+
+
+def _is_plain(sampling: Sampling) -> bool:
+    return sampling.n == 1 and sampling.logprobs is None
+
+
+async def _plain_chunks(
+    client: Plain,
+    prompt: Any,
+    params: SamplingParams,
+    request_id: str,
+    adapter: LoRARequest | None,
+    push: PushText | None,
+) -> AsyncGenerator[Chunk, None]:
+    stream = client.generate(prompt, params, request_id, lora_request=adapter)
+    async with aclosing(stream) as pieces:
+        async for piece in pieces:
+            yield _chunk(0, piece)
+            client.tap.push = push
+
+
+async def _any_chunks(
+    client: Metered,
+    prompt: Any,
+    params: SamplingParams,
+    request: GenerateRequest,
+    adapter: LoRARequest | None,
+) -> AsyncGenerator[Chunk, None]:
+    stream = client.generate(prompt, params, request.id, lora_request=adapter)
+    top = request.sampling.logprobs
+    async with aclosing(stream) as outputs:
+        async for output in outputs:
+            for choice in output.outputs:
+                if choice.token_ids or choice.text or choice.finish_reason:
+                    logprobs = None if top is None else _logprobs(choice, top)
+                    yield _chunk(choice.index, choice, logprobs)
 
 
 async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any, int]:
@@ -184,15 +223,19 @@ def _structured(constraint: Constraint | None) -> StructuredOutputsParams | None
     return StructuredOutputsParams(choice=list(constraint.choice or ()))
 
 
-def _chunk(choice: CompletionOutput, logprobs: int | None) -> Chunk:
-    finish = _FINISH[choice.finish_reason] if choice.finish_reason else None
+def _chunk(
+    index: int,
+    output: CompletionOutput | Piece,
+    logprobs: tuple[TokenLogprob, ...] | None = None,
+) -> Chunk:
+    finish = _FINISH[output.finish_reason] if output.finish_reason else None
     return Chunk(
-        index=choice.index,
-        text=choice.text,
-        token_ids=tuple(choice.token_ids),
+        index=index,
+        text=output.text,
+        token_ids=tuple(output.token_ids),
         finish_reason=finish,
-        stop_reason=choice.stop_reason if finish else None,
-        logprobs=None if logprobs is None else _logprobs(choice, logprobs),
+        stop_reason=output.stop_reason if finish else None,
+        logprobs=logprobs,
     )
 
 

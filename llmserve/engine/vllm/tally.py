@@ -17,6 +17,7 @@ from llmserve.types import Meter
 if TYPE_CHECKING:
     from vllm.outputs import PoolingRequestOutput, RequestOutput
     from vllm.v1.engine.output_processor import RequestState
+    from vllm.v1.metrics.stats import RequestStateStats
 
 
 class Observed(Protocol):
@@ -43,9 +44,20 @@ class Tally:
             return
         self.add_prompt(output)
         if self._meter.first_token_at is None:
-            self._meter.queue_seconds = _queue_seconds(output)
+            self._meter.queue_seconds = _queue_seconds(output.metrics)
         self._counted += tokens
         self._meter.add_tokens(tokens, time.monotonic())
+
+    def add_new(self, state: RequestState, tokens: int) -> None:
+        """Count tokens that have just come, before they are told to anybody."""
+        meter = self._meter
+        if not self._prompt_counted:
+            self._prompt_counted = True
+            meter.prompt_tokens += state.prompt_len
+            meter.cached_tokens += state.num_cached_tokens
+            meter.queue_seconds = _queue_seconds(state.stats)
+        self._counted += tokens
+        meter.add_tokens(tokens, time.monotonic())
 
     def add_whole(self, output: RequestOutput) -> None:
         """Count the one output of a request that wants no other: all tokens at once, at
@@ -59,7 +71,7 @@ class Tally:
         meter.last_token_at = time.monotonic()
         if stats is None:
             return
-        meter.queue_seconds = _queue_seconds(output)
+        meter.queue_seconds = _queue_seconds(output.metrics)
         if meter.first_token_at is None:
             meter.first_token_at = min(
                 meter.last_token_at, self._started + stats.first_token_latency
@@ -106,8 +118,7 @@ def _has_output(state: RequestState) -> bool:
     return bool(state.stats and state.stats.num_generation_tokens)
 
 
-def _queue_seconds(output: RequestOutput) -> float | None:
-    stats = output.metrics
+def _queue_seconds(stats: RequestStateStats | None) -> float | None:
     if stats is None or stats.scheduled_ts <= 0:
         return None
     return max(0.0, float(stats.scheduled_ts - stats.queued_ts))

@@ -1,0 +1,44 @@
+"""The short way out of a stream that has begun: from the engine to the connection, past
+everything that has to be done once for a response and not once for a token.
+
+The server that runs us (``connection.Connection``) lends the way as
+``scope["state"]["send_now"]``; under another one there is none, and every frame takes the
+long way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import Scope
+
+SendNow = Callable[[bytes], bool]
+"""Writes to the connection at once, unless it cannot take more at the moment."""
+
+
+class Outlet:
+    """The short way of one response. ``sent_at``: when something last went through it, in
+    the loop's time."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.sent_at = 0.0
+        self._send_now: SendNow | None = scope.get("state", {}).get("send_now")
+        self._clock = asyncio.get_running_loop().time
+        self._open = False
+
+    def open(self) -> None:
+        """The response has begun; from now on frames may go out."""
+        self._open = self._send_now is not None
+
+    def close(self) -> None:
+        """The response ends."""
+        self._open = False
+
+    def write(self, frame: bytes) -> bool:
+        """Send a whole frame now. False when that is not possible at this moment."""
+        if not self._open:
+            return False
+        assert self._send_now is not None
+        self.sent_at = self._clock()
+        return self._send_now(frame)
