@@ -20,7 +20,7 @@ from llmserve.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from llmserve.http.streaming import ClientGone
+from llmserve.http.departure import ClientGone
 from llmserve.settings import LimitSettings
 
 _LARGE = 128 * 1024

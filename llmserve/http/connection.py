@@ -195,7 +195,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["state"]["hang_up"] = self.hang_up
+        self.scope["state"] |= {"hang_up": self.hang_up, "on_gone": None}
         self._unread = self._unread or 1
 
     def on_headers_complete(self) -> None:
@@ -307,6 +307,10 @@ class Connection(HttpToolsProtocol):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+                state = cycle.scope["state"]
+                state["gone"] = True
+                if state["on_gone"] is not None:
+                    state["on_gone"]()
         self.flow.resume_writing()
 
     def _head_late(self) -> None:

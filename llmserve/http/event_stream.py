@@ -2,8 +2,8 @@
 
 sse-starlette's response does the same with a task group, a ping task and a cancel scope
 around every send; at thousands of tokens a second that costs more than the tokens
-themselves. Here one loop sends, one task listens for the client, and one timer looks now
-and then whether the stream has gone silent or its reader has stalled.
+themselves. Here one loop sends, the connection says when the client has gone, and one timer
+looks now and then whether the stream has gone silent or its reader has stalled.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmserve.http.departure import watching
 from llmserve.http.outlet import Outlet
 from llmserve.settings import ServerSettings
 
@@ -48,22 +49,20 @@ class EventStream(Response):
         self._outlet = outlet
         self._settings = settings
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
         others = task.cancelling()
         watch = _Watch(task, send, self._outlet, self._settings)
-        listening = asyncio.ensure_future(_until_gone(receive))
-        listening.add_done_callback(watch.gone)
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            async with aclosing(self._frames) as frames:
-                await send(
-                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-                )
-                self._outlet.open()
-                async for frame in frames:
-                    await watch.send(frame)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            with watching(scope, receive, watch.end):
+                async with aclosing(self._frames) as frames:
+                    await send(start)
+                    self._outlet.open()
+                    async for frame in frames:
+                        await watch.send(frame)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
             if watch.cancelled and task.uncancel() <= others:
                 if watch.stalled:
@@ -73,8 +72,6 @@ class EventStream(Response):
         finally:
             self._outlet.close()
             watch.close()
-            listening.remove_done_callback(watch.gone)
-            listening.cancel()
 
 
 class _Watch:
@@ -104,9 +101,11 @@ class _Watch:
         await self._send({"type": "http.response.body", "body": frame, "more_body": True})
         self._sending = False
 
-    def gone(self, _: object) -> None:
-        """The client has gone away."""
-        self._end()
+    def end(self) -> None:
+        """The client has gone away, or is to be let go."""
+        if not self.cancelled:
+            self.cancelled = True
+            self._task.cancel()
 
     def close(self) -> None:
         """Nothing is to be watched any more."""
@@ -119,20 +118,10 @@ class _Watch:
         silent = self._loop.time() - max(self._since, self._outlet.sent_at)
         if self._sending and self._patience and silent >= self._patience:
             self.stalled = True
-            self._end()
+            self.end()
             return
         if not self._sending and self._keep_alive and silent >= self._keep_alive:
             ping = self._loop.create_task(self.send(KEEP_ALIVE))
             self._pings.add(ping)
             ping.add_done_callback(self._pings.discard)
         self._timer = self._loop.call_later(self._period, self._look)
-
-    def _end(self) -> None:
-        if not self.cancelled:
-            self.cancelled = True
-            self._task.cancel()
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

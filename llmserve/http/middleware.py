@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.errors import Forbidden, InternalError, LlmserveError, NotFound, Unauthenticated
 from llmserve.gateway.entry import Entry, outcome_of_status
+from llmserve.http.departure import ClientGone
 from llmserve.http.envelopes import error_response, protocol_of
 from llmserve.http.event_stream import ReaderStalled
 from llmserve.http.policies import Guide, Policy
-from llmserve.http.streaming import ClientGone
 from llmserve.settings import AuthSettings, is_loopback
 from llmserve.state.authenticator import Authenticator
 from llmserve.types import Caller, Outcome

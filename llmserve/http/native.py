@@ -19,13 +19,15 @@ from llmserve.gateway.routing import Target
 from llmserve.http.body import read_json
 from llmserve.http.context import base_url, entry, services
 from llmserve.http.control import demand_of
+from llmserve.http.departure import until_gone
 from llmserve.http.envelopes import Protocol, encode, error_body, json_response, sse
 from llmserve.http.native_schema import GenerateBody, parse
 from llmserve.http.outlet import Outlet
-from llmserve.http.streaming import stream_response, until_disconnect
+from llmserve.http.route import DirectRoute
+from llmserve.http.streaming import stream_response
 from llmserve.types import Chunk, GenerateRequest, TokenLogprob
 
-router = APIRouter(tags=["native"])
+router = APIRouter(tags=["native"], route_class=DirectRoute)
 
 _SCHEMA = {
     "requestBody": {
@@ -38,7 +40,7 @@ _SCHEMA = {
 @router.post("/generate", openapi_extra=_SCHEMA, summary="Generate text; reply as JSON")
 async def generate(request: Request) -> Response:
     work = _collect(request, *await _accept(request))
-    return json_response(await until_disconnect(request, work))
+    return json_response(await until_gone(request, work))
 
 
 @router.post("/generate/stream", openapi_extra=_SCHEMA, summary="Generate text as a stream")

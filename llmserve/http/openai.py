@@ -16,10 +16,12 @@ from llmserve.gateway.routing import Target
 from llmserve.http.body import read_json
 from llmserve.http.context import base_url, caller, entry, services
 from llmserve.http.control import demand_of
+from llmserve.http.departure import until_gone
 from llmserve.http.envelopes import error_event, json_response, sse
 from llmserve.http.openai_fields import check_fields
 from llmserve.http.outlet import Outlet
-from llmserve.http.streaming import stream_response, until_disconnect
+from llmserve.http.route import DirectRoute
+from llmserve.http.streaming import stream_response
 from llmserve.types import Operation
 
 PATHS: dict[str, Operation] = {
@@ -49,6 +51,7 @@ def build_router() -> APIRouter:
             name=operation.value,
             openapi_extra=_SCHEMA,
             response_model=None,
+            route_class_override=DirectRoute,
         )
     router.add_api_route("/v1/models", list_models, methods=["GET"], response_model=None)
     router.add_api_route(
@@ -81,7 +84,7 @@ def _handler(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
                 request, frames, outlet, _on_error(operation), account, settings.server
             )
         work = wired.gateway.openai(account, target, operation, body, demand)
-        return json_response(await until_disconnect(request, work))
+        return json_response(await until_gone(request, work))
 
     return handle
 

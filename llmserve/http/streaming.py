@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.errors import InternalError, LlmserveError
 from llmserve.gateway.entry import Entry
+from llmserve.http.departure import until_gone
 from llmserve.http.event_stream import EventStream
 from llmserve.http.outlet import Outlet
 from llmserve.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _QUICK = 0.05
 """A request that has its place this soon is not worth a watcher of its connection."""
-
-
-class ClientGone(Exception):
-    """The client went away before its response began; there is nobody to tell."""
 
 
 async def stream_response(
@@ -72,13 +67,7 @@ async def _either(
     await asyncio.wait({first, placed}, timeout=_QUICK, return_when=asyncio.FIRST_COMPLETED)
     if first.done() or placed.done():
         return
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({first, placed, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done() and not placed.done():
-            raise ClientGone
-    finally:
-        gone.cancel()
+    await until_gone(request, asyncio.wait({first, placed}, return_when=asyncio.FIRST_COMPLETED))
 
 
 async def _body(
@@ -99,25 +88,3 @@ async def _body(
         yield on_error(InternalError())
     finally:
         await frames.aclose()
-
-
-async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled when the client goes away first (then
-    this raises ``ClientGone``). The request body must have been read."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        watcher.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -52,4 +52,6 @@ def configure_logging(settings: LoggingSettings) -> None:
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("llmserve").setLevel(settings.level.upper())
-    logging.getLogger("llmserve.access").disabled = not settings.access
+    # By its level: other libraries configure logging later, and enable every logger again.
+    access = logging.getLogger("llmserve.access")
+    access.setLevel(logging.NOTSET if settings.access else logging.WARNING)

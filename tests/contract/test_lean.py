@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -46,12 +47,26 @@ def vllm_engine(engine: Engine) -> Engine:
     return engine
 
 
-async def events(engine: Engine, operation: Operation, body: dict[str, Any]) -> list[Any]:
-    context = Context(new_id(), "tiny")
+async def events(
+    engine: Engine, operation: Operation, body: dict[str, Any], pushed: list[Any] | None = None
+) -> list[Any]:
+    """The events of a stream. With ``pushed``, the short way is open, and what comes over
+    it is also put there."""
+    seen: list[Any] = []
+
+    def push(data: bytes) -> bool:
+        assert pushed is not None
+        pushed.append(json.loads(data))
+        seen.append((None, pushed[-1]))
+        return True
+
+    request_id = new_id()
+    context = Context(request_id, "tiny", push=None if pushed is None else push)
     stream = await engine.openai(operation, dict(body), context, Meter())
     assert isinstance(stream, AsyncIterator)
-    seen = [event async for event in stream]
-    return [(event.event, _normal(event.data, context.request_id)) for event in seen]
+    async for event in stream:
+        seen.append((event.event, event.data))
+    return [(name, _normal(data, request_id)) for name, data in seen]
 
 
 def _normal(data: dict[str, Any], request_id: str) -> dict[str, Any]:
@@ -93,12 +108,41 @@ async def test_both_ways_give_the_same_events(
         pytest.skip("completions have no response_format of this kind")
     body = {"temperature": 0, "stream": True} | PROMPTS[operation] | SAMPLINGS[name]
     lean = await events(vllm_engine, operation, body)
+    pushed: list[Any] = []
+    short = await events(vllm_engine, operation, body, pushed)
     used: list[object] = []
     monkeypatch.setattr(face, "make_lean", lambda *given: used.append(given))
     slow = await events(vllm_engine, operation, body)
     assert used, "the slow way was gone"
-    assert joined(lean) == joined(slow)
+    assert joined(lean) == joined(short) == joined(slow)
     assert lean
+    assert pushed or len(short) < 6, "the short way was not used"
+
+
+async def reply(engine: Engine, operation: Operation, body: dict[str, Any]) -> dict[str, Any]:
+    context = Context(new_id(), "tiny")
+    found = await engine.openai(operation, dict(body), context, Meter())
+    assert isinstance(found, dict)
+    return _normal(found, context.request_id)
+
+
+@pytest.mark.parametrize("operation", PROMPTS)
+@pytest.mark.parametrize("name", SAMPLINGS)
+async def test_both_ways_give_the_same_reply(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, operation: Operation, name: str
+) -> None:
+    from llmserve.engine.vllm import face
+
+    if name == "json" and operation is Operation.COMPLETION:
+        pytest.skip("completions have no response_format of this kind")
+    body = {"temperature": 0} | PROMPTS[operation] | SAMPLINGS[name]
+    body.pop("stream_options", None)
+    lean = await reply(vllm_engine, operation, body)
+    used: list[object] = []
+    monkeypatch.setattr(face, "make_lean_reply", lambda *given: used.append(given))
+    slow = await reply(vllm_engine, operation, body)
+    assert used, "the slow way was gone"
+    assert lean == slow
 
 
 async def test_markup_is_text_where_no_tools_are_offered(vllm_engine: Engine) -> None:

@@ -8,6 +8,7 @@ from argparse import Namespace
 from typing import Any, TypeVar
 
 from starlette.datastructures import State
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.lora.request import LoRARequest
@@ -19,6 +20,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
+from llmserve.engine.vllm.inline import make_inline
 from llmserve.engine.vllm.metered import Metered
 from llmserve.engine.vllm.trial import Trials
 from llmserve.types import Load, Meter, ModelInfo
@@ -95,6 +97,9 @@ class Core:
         self.info = info
         # Read once: vLLM reads the file anew at each call.
         self.default_sampling = llm.model_config.get_diff_sampling_param()
+        self.inline = make_inline(llm.renderer)
+        self._online_inline = copy.copy(state.online_renderer)
+        self._online_inline.renderer = self.inline
         self._probe = probe
 
     def close(self) -> None:
@@ -115,6 +120,11 @@ class Core:
         serving = copy.copy(serving)
         serving.engine_client = self.metered(meter)
         return serving
+
+    def render_inline(self, serving: Any) -> None:
+        """Have this copy of a serving class render its prompt at once."""
+        if self.inline is not None:
+            serving.online_renderer = self._online_inline
 
     def adapter(self, name: str | None) -> LoRARequest | None:
         """The loaded LoRA adapter of that name."""
@@ -165,6 +175,8 @@ async def build_core(
         chars_per_token=llm.renderer.get_tokenizer().max_chars_per_token,
     )
     llm.trials = _trials(llm, grammar_seconds)
+    # vLLM reads the environment at each use, for every token as well, unless told to keep it.
+    envs.enable_envs_cache()
     return Core(llm, state, info, probe)
 
 

@@ -33,7 +33,9 @@ from llmserve.engine.protocol import Context, Event, Json
 from llmserve.engine.vllm import conform, constraints, tools
 from llmserve.engine.vllm.core import Core
 from llmserve.engine.vllm.errors import Fields, from_error_body, translate
+from llmserve.engine.vllm.inline import is_short
 from llmserve.engine.vllm.lean import make_lean
+from llmserve.engine.vllm.lean_reply import make_lean_reply
 from llmserve.engine.vllm.metered import Client
 from llmserve.errors import (
     InternalError,
@@ -122,7 +124,10 @@ async def answer(
     try:
         owned = await _owned(body, operation, context)
         request = route.request.validate_python(owned)
-        make_lean(operation, serving, request, context)
+        if operation in (Operation.CHAT, Operation.COMPLETION):
+            (make_lean if request.stream else make_lean_reply)(operation, serving, request, context)
+            if is_short(request):
+                core.render_inline(serving)
         result = await route.call(serving, request, _http_request(context))
         _raise_if_cancelled()
         if isinstance(result, ErrorResponse):
@@ -131,9 +136,10 @@ async def answer(
     except Exception as error:
         ours = _ours(error, fields, context)
         raise await _with_real_length(core, operation, body, context, ours) from error
-    client = serving.engine_client
     if isinstance(result, AsyncGenerator):
-        return _events(result, operation, fields, context, client)
+        return _events(result, operation, fields, context, serving.engine_client)
+    if isinstance(result, dict):  # Lean: as it should be.
+        return result
     reply = tools.hide_cut_call(operation, body, _plain(result))
     return conform.reply(operation, reply, context)
 

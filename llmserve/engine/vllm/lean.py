@@ -32,14 +32,15 @@ _encode = msgspec.json.Encoder().encode
 
 def make_lean(operation: Operation, serving: Any, request: Any, context: Context) -> None:
     """Give this request's copy of a serving class the lean generator and a client that goes
-    with it, when the request is plain enough. ``request`` is vLLM's own, validated."""
-    if operation is Operation.CHAT and _is_plain_chat(serving, request):
+    with it, when the request is plain enough. ``request`` is vLLM's own, validated, and
+    wants a stream."""
+    if operation is Operation.CHAT and is_plain_chat(serving, request):
         client = serving.engine_client.plain()
         if client is not None:
             stream = _ChatStream(serving, request, context, client)
             serving.engine_client = client
             serving.chat_completion_stream_generator = stream.generate
-    elif operation is Operation.COMPLETION and _is_plain_completion(serving, request):
+    elif operation is Operation.COMPLETION and is_plain_completion(serving, request):
         client = serving.engine_client.plain()
         if client is not None:
             text = _CompletionStream(serving, request, context, client)
@@ -47,7 +48,8 @@ def make_lean(operation: Operation, serving: Any, request: Any, context: Context
             serving.completion_stream_generator = text.generate
 
 
-def _is_plain_chat(serving: Any, request: Any) -> bool:
+def is_plain_chat(serving: Any, request: Any) -> bool:
+    """Whether the answer to a chat request is one text and nothing else."""
     return (
         _is_plain(serving, request)
         and not request.tools
@@ -66,7 +68,8 @@ def _finds_tool_calls_only(parser: type[Parser] | None) -> bool:
     return issubclass(parser, DelegatingParser) and parser.reasoning_parser_cls is None
 
 
-def _is_plain_completion(serving: Any, request: Any) -> bool:
+def is_plain_completion(serving: Any, request: Any) -> bool:
+    """Whether the answer to a completion request is one text and nothing else."""
     prompt = request.prompt
     one = isinstance(prompt, str) or (isinstance(prompt, list) and isinstance(prompt[0], int))
     return _is_plain(serving, request) and one and request.logprobs is None
@@ -75,8 +78,7 @@ def _is_plain_completion(serving: Any, request: Any) -> bool:
 def _is_plain(serving: Any, request: Any) -> bool:
     options = request.stream_options
     return (
-        bool(request.stream)
-        and (request.n or 1) == 1
+        (request.n or 1) == 1
         and not request.echo
         and not request.return_token_ids
         and not (options and options.continuous_usage_stats)

@@ -17,6 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from llmserve.engine.protocol import PushText
 from llmserve.engine.vllm.core import Core
 from llmserve.engine.vllm.errors import Fields, translate
+from llmserve.engine.vllm.inline import are_short
 from llmserve.engine.vllm.metered import Metered, Plain
 from llmserve.engine.vllm.schemas import check_enforced, check_pattern
 from llmserve.engine.vllm.tap import Piece
@@ -108,10 +109,13 @@ async def _any_chunks(
 
 
 async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any, int]:
-    """Prompt text to tokens, in the renderer's thread. Returns vLLM's engine input and
+    """Prompt text to tokens; a long one in the renderer's thread. Returns vLLM's engine input and
     its length in tokens."""
-    renderer, limit = core.llm.renderer, core.info.max_model_len
-    _check_size(core, request, field)
+    limit = core.info.max_model_len
+    texts = _check_size(core, request, field)
+    renderer: Any = core.llm.renderer
+    if core.inline is not None and are_short(texts):
+        renderer = core.inline
     # No limit here: vLLM would stop counting one past it, and the error would not know
     # how long the prompt really is.
     if request.messages is not None:
@@ -139,8 +143,9 @@ async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any
     return prompt, length
 
 
-def _check_size(core: Core, request: GenerateRequest, field: str) -> None:
-    """Refuse what cannot fit whatever its tokens are, before it costs any time."""
+def _check_size(core: Core, request: GenerateRequest, field: str) -> list[str]:
+    """Refuse what cannot fit whatever its tokens are, before it costs any time. Returns
+    the texts of the prompt."""
     texts = [m.content for m in request.messages or ()] or [request.prompt or ""]
     if not any(texts):
         raise InvalidRequest(f"{field} must not be empty.", param=field)
@@ -154,6 +159,7 @@ def _check_size(core: Core, request: GenerateRequest, field: str) -> None:
             param=field,
             code=PromptTooLong.code,
         )
+    return texts
 
 
 def sampling_params(core: Core, sampling: Sampling, prompt_tokens: int) -> SamplingParams:

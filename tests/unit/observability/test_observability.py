@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -72,3 +73,13 @@ def test_a_log_line_is_one_line() -> None:
     line = JsonFormatter().format(record("%s", forged))
     assert json.loads(line)["message"] == forged
     assert len(line.splitlines()) == 1
+
+
+def test_the_access_log_stays_off_when_a_library_configures_logging(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """vLLM does, when it is imported, and that enables every logger again."""
+    configure_logging(LoggingSettings(access=False))
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    logging.getLogger("llmserve.access").info("GET /secret")
+    assert "/secret" not in capsys.readouterr().err
