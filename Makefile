@@ -47,7 +47,7 @@ format: setup-dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup-dev ## measure, with ARGS
+bench: setup-dev ## measure beside vllm serve, judge the goals, write docs/performance.md
 	@exec $(BIN)/python -m bench $(ARGS)
 
 fuzz: setup-dev ## feed the model file readers for a minute (needs atheris)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,18 +17,27 @@ import msgspec
 import uvloop
 from rich.console import Console
 
-from bench.cases import Case, cases, chosen
+from bench.added import Added
 from bench.client import BenchError
-from bench.report import frames_per_token, machine, rows, table, waiting_share, write_json
-from bench.runner import Sample, compare_answers, run_rounds
-from bench.servers import ENGINE, Server, running
+from bench.gaps import LongPrompts
+from bench.goals import Verdict, judge
+from bench.idle import Idle
+from bench.page import PAGE, write_page
+from bench.parts import Part, Setup
+from bench.report import figures_table, machine, write_json
+from bench.servers import ENGINE
+from bench.starts import Starts
+from bench.streams import DEMO, TINY
+from bench.values import Found, rows
 
+PARTS: tuple[Part, ...] = (TINY, DEMO, Added(), LongPrompts(), Starts(), Idle())
 WIDTH = 110
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--quick", is_flag=True, help="One round of few tokens: does it run at all?")
+@click.option("--quick", is_flag=True, help="One small round: does it run at all? No verdict.")
 @click.option(
     "--engine",
     type=click.Choice(["vllm", "fake"]),
@@ -34,7 +45,7 @@ WIDTH = 110
     show_default=True,
     help="With 'fake', llmserve is measured alone, and its engine runs in the same process.",
 )
-@click.option("--only", multiple=True, metavar="WORD", help="Cases with this in their name.")
+@click.option("--only", multiple=True, metavar="WORD", help="What has this in its name.")
 @click.option(
     "--engine-arg",
     "extra",
@@ -44,62 +55,107 @@ WIDTH = 110
 )
 @click.option(
     "--json",
-    "path",
+    "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write everything to this file, in bench/results/ say.",
 )
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Write the results into this page. Without --quick, --only and --engine fake: "
+    "docs/performance.md.",
+)
 def main(
-    rounds: int, quick: bool, engine: str, only: Sequence[str], extra: Sequence[str], path: Path
+    rounds: int,
+    quick: bool,
+    engine: str,
+    only: Sequence[str],
+    extra: Sequence[str],
+    json_path: Path | None,
+    page: Path | None,
 ) -> None:
-    """Measure llmserve and vLLM's own server side by side, on a tiny random model."""
+    """Measure llmserve and vLLM's own server side by side, and judge llmserve's goals. Ends
+    with 1 when a goal is missed or something could not be measured."""
     signal.signal(signal.SIGTERM, _terminated)
-    console, notes = Console(), Console(stderr=True)
+    notes = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder:
+        setup = Setup(
+            rounds=1 if quick else rounds,
+            quick=quick,
+            with_vllm=engine == "vllm",
+            only=only,
+            arguments=ENGINE | _arguments(extra),
+            folder=Path(folder),
+            say=lambda text: notes.print(text, **PLAIN),
+        )
+        parts = [part for part in PARTS if any(map(setup.wants, part.keys(setup)))]
+        if not parts:
+            raise click.BadParameter(f"nothing has any of {', '.join(only)} in its name")
+        begin, load = time.monotonic(), [os.getloadavg()[0]]
+        found, failures = _measure(parts, setup)
+        load.append(os.getloadavg()[0])
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "rounds": setup.rounds,
+        "minutes": (time.monotonic() - begin) / 60,
+        "load average before and after": load,
+        "engine": engine,
+        "engine arguments": {name: str(value) for name, value in setup.arguments.items()},
+        "could not be measured": failures,
+    } | machine()
+    verdicts = judge(found.values)
+    if json_path is not None:
+        write_json(json_path, found, verdicts, about)
+    if page is None and not (quick or only or engine == "fake"):
+        page = PAGE
+    if page is not None:
+        write_page(page, found, about)
+    _show(found, about)
+    sys.exit(_judged(verdicts, failures, setup, notes))
+
+
+def _measure(parts: Sequence[Part], setup: Setup) -> tuple[Found, list[str]]:
+    """What all parts have found, and the names of those that failed. One that fails does
+    not take the others with it."""
+    found, failures = Found(), []
+    for part in parts:
+        setup.say(f"{part.name}: starting")
+        try:
+            found.add(uvloop.run(part.measure(setup)))
+        except BenchError as error:
+            setup.say(f"bench: {part.name}: {error}")
+            failures.append(part.name)
+    return found, failures
+
+
+def _show(found: Found, about: dict[str, Any]) -> None:
+    console = Console()
     console.width = max(console.width, WIDTH)
-    asked = chosen(cases(quick=quick), only)
-    if not asked:
-        raise click.BadParameter(f"no case has any of {', '.join(only)} in its name")
-    rounds = 1 if quick else rounds
-    load = [os.getloadavg()[0]]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            model = _tiny(Path(folder)) if engine == "vllm" else None
-            notes.print("starting")
-            with running(engine, model, _arguments(extra), Path(folder)) as servers:
-                notes.print("ready")
-                samples, about = uvloop.run(_measure(servers, asked, rounds, notes))
-    except BenchError as error:
-        notes.print(f"bench: {error}", style="red", markup=False, highlight=False)
-        sys.exit(1)
-    load.append(os.getloadavg()[0])
-    about |= {"load_average": load, "machine": machine(), "engine": engine}
-    lines = rows(samples, asked)
-    console.print(table(lines, rounds))
-    for name, value in about.items():
-        console.print(f"{name}: {value}", soft_wrap=True, markup=False, highlight=False)
-    if path is not None:
-        about["engine_arguments"] = ENGINE | _arguments(extra)
-        write_json(path, samples, lines, about)
+    console.print(figures_table(rows(found.values)))
+    for name, value in {**about, **found.notes}.items():
+        console.print(f"{name}: {value}", **PLAIN)
 
 
-async def _measure(
-    servers: Sequence[Server], asked: Sequence[Case], rounds: int, notes: Console
-) -> tuple[list[Sample], dict[str, Any]]:
-    compared = await compare_answers(servers, asked)
-    samples = await run_rounds(servers, asked, rounds, notes.print)
-    return samples, {
-        "rounds": rounds,
-        "equal_answers": compared,
-        "waiting_server_share_of_a_core": waiting_share(samples),
-        "text_frames_per_token": frames_per_token(samples),
-    }
-
-
-def _tiny(folder: Path) -> Path:
-    """The random one-layer model of the tests, with the demo model's tokenizer."""
-    from llmserve.provision.resolve import resolve_model
-    from tests.models import tiny_model
-
-    return tiny_model(Path(resolve_model("demo").path), folder / "tiny")
+def _judged(
+    verdicts: Sequence[Verdict], failures: Sequence[str], setup: Setup, notes: Console
+) -> int:
+    """Say how the goals fared; the exit code. What was not asked for is not judged, and a
+    quick run is no measurement."""
+    everything = setup.with_vllm and not setup.only
+    judged = [each for each in verdicts if everything or each.middle is not None]
+    missed = [each for each in judged if not each.met]
+    if setup.quick:
+        notes.print("a quick run: nothing is judged")
+        missed = []
+    else:
+        for each in judged:
+            style = None if each.met else "bold red"
+            notes.print(each.line, style=style, **PLAIN)
+    for name in failures:
+        notes.print(f"{name}: COULD NOT BE MEASURED", style="bold red")
+    if missed:
+        notes.print(f"{len(missed)} of {len(judged)} checks are not met", style="bold red")
+    return 1 if missed or failures else 0
 
 
 def _arguments(words: Sequence[str]) -> dict[str, Any]:

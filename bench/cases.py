@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-MODEL = "tiny"
+MODEL = "bench"
+"""The name under which every model is served."""
 
 
 class Dialect(StrEnum):
@@ -72,30 +72,41 @@ class Case:
         return body
 
 
-def cases(*, quick: bool) -> list[Case]:
-    """All cases. The long ones give each server half a CPU second or so to spend: CPU time
-    is counted in hundredths of a second."""
-    requests, tokens, short = (8, 8, 16) if quick else (128, 96, 640)
-    levels = (4, 8) if quick else (16, 64)
+def tiny_cases(*, quick: bool) -> list[Case]:
+    """On the tiny model. The long ones give each server half a CPU second or so to spend: CPU
+    time is counted in hundredths of a second."""
+    tokens = 8 if quick else 96
+    chat = {1: 8, 8: 48, 16: 128, 32: 96, 64: 128}
     found = [
-        Case(name, dialect, streams, requests, tokens)
+        _stream("chat stream", Dialect.CHAT, streams, 0 if quick else requests, tokens)
+        for streams, requests in chat.items()
+    ]
+    found += [
+        _stream(name, dialect, streams, 0 if quick else 128, tokens)
         for name, dialect in (
-            ("chat stream", Dialect.CHAT),
             ("completions stream", Dialect.COMPLETION),
             ("native stream", Dialect.NATIVE),
         )
-        for streams in levels
+        for streams in (16, 64)
     ]
-    one_token = [
-        Case(name, dialect, levels[0], short, 1, streaming=False)
+    return found + [
+        Case(name, dialect, 16, 16 if quick else 640, 1, streaming=False)
         for name, dialect in (
             ("chat one token", Dialect.CHAT),
             ("completions one token", Dialect.COMPLETION),
         )
     ]
-    return found + one_token
 
 
-def chosen(everything: Sequence[Case], only: Sequence[str]) -> list[Case]:
-    """The cases whose key contains one of the words of ``only``; all, without words."""
-    return [case for case in everything if not only or any(word in case.key for word in only)]
+def demo_cases(*, quick: bool) -> list[Case]:
+    """On the demo model: a user's throughput, where the engine has real work. All streams of
+    a level begin and end together."""
+    tokens, rest = (4, 0) if quick else (64, 2)
+    return [
+        _stream("demo chat stream", Dialect.CHAT, streams, rest, tokens)
+        for streams in (1, 8, 32, 64)
+    ]
+
+
+def _stream(name: str, dialect: Dialect, streams: int, requests: int, tokens: int) -> Case:
+    return Case(name, dialect, streams, max(streams, requests), tokens)

@@ -53,12 +53,12 @@ async def drive(
     Clock and ``cpu_seconds`` are read when all connections stand, and after the last reply.
     """
     loop = asyncio.get_running_loop()
-    connections: list[_Connection] = []
+    connections: list[Connection] = []
     queue = iter(payloads)
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             for _ in range(min(streams, len(payloads))):
-                _, made = await loop.create_connection(_Connection, "127.0.0.1", port)
+                _, made = await loop.create_connection(Connection, "127.0.0.1", port)
                 connections.append(made)
             cpu, begin = cpu_seconds(), time.perf_counter()
             async with asyncio.TaskGroup() as group:
@@ -77,17 +77,19 @@ async def drive(
     return Load(replies, seconds, cpu)
 
 
-async def _work(connection: _Connection, queue: Iterator[bytes]) -> list[Reply]:
+async def _work(connection: Connection, queue: Iterator[bytes]) -> list[Reply]:
     return [await connection.ask(payload) for payload in queue]
 
 
-class _Connection(asyncio.Protocol):
-    """One connection. Its callbacks are asyncio's and httptools'."""
+class Connection(asyncio.Protocol):
+    """One connection. Its callbacks are asyncio's and httptools'. ``reply`` is the one that
+    was asked for last, also while it is still coming."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._done: asyncio.Future[Reply] | None = None
         self._now = 0.0
+        self.reply = Reply(0.0)
 
     async def ask(self, payload: bytes) -> Reply:
         """Send one request and wait for the whole response."""
@@ -95,7 +97,7 @@ class _Connection(asyncio.Protocol):
             raise BenchError("the server closed a connection between two requests")
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
-        self._reply = Reply(time.perf_counter())
+        self.reply = Reply(time.perf_counter())
         self._transport.write(payload)
         return await self._done
 
@@ -118,13 +120,13 @@ class _Connection(asyncio.Protocol):
         self._fail(f"the server cut a response: {exc or 'end of file'}")
 
     def on_body(self, body: bytes) -> None:
-        self._reply.pieces.append((self._now, body))
+        self.reply.pieces.append((self._now, body))
 
     def on_message_complete(self) -> None:
-        self._reply.status = self._parser.get_status_code()
-        self._reply.end = self._now
+        self.reply.status = self._parser.get_status_code()
+        self.reply.end = self._now
         if self._done is not None and not self._done.done():
-            self._done.set_result(self._reply)
+            self._done.set_result(self.reply)
 
     def _fail(self, message: str) -> None:
         if self._done is not None and not self._done.done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -16,7 +17,8 @@ from bench.client import BenchError, Reply
 class Answer:
     """A response that was read and found complete. Times are seconds after the request.
 
-    ``frames`` are those with text; ``first_text`` is when the first of them came.
+    ``frames`` are those with text; ``first_text`` is when the first of them came, and
+    ``gaps`` are the times between one and the next.
     """
 
     text: str
@@ -25,6 +27,7 @@ class Answer:
     frames: int
     first_text: float
     total: float
+    gaps: tuple[float, ...] = ()
 
     @property
     def said(self) -> tuple[str, int, str]:
@@ -57,8 +60,9 @@ def _read_json(case: Case, reply: Reply) -> Answer:
 
 def _read_stream(case: Case, reply: Reply) -> Answer:
     texts: list[str] = []
-    tokens, finish, last, first = 0, "", b"", 0.0
-    for offset, data in _events(reply.body):
+    tokens, finish, last = 0, "", b""
+    arrivals: list[float] = []
+    for at, data in _events(reply):
         last = data
         if data == b"[DONE]":
             continue
@@ -67,15 +71,17 @@ def _read_stream(case: Case, reply: Reply) -> Answer:
             raise BenchError(f"{case.key}: the stream failed: {frame}")
         text, finish = _delta(case, frame, finish)
         if text:
-            if not texts:
-                first = _arrival(reply, offset) - reply.begin
+            arrivals.append(at - reply.begin)
             texts.append(text)
         if frame.get("usage"):
             tokens = frame["usage"]["completion_tokens"]
     ended = b'"usage"' in last if case.dialect is Dialect.NATIVE else last == b"[DONE]"
     if not ended:
         raise BenchError(f"{case.key}: a stream without its end: {last[:200]!r}")
-    return Answer("".join(texts), tokens, finish, len(texts), first, reply.end - reply.begin)
+    first = arrivals[0] if arrivals else 0.0
+    gaps = tuple(after - before for before, after in pairwise(arrivals))
+    total = reply.end - reply.begin
+    return Answer("".join(texts), tokens, finish, len(texts), first, total, gaps)
 
 
 def _delta(case: Case, frame: dict[str, Any], finish: str) -> tuple[str, str]:
@@ -89,19 +95,14 @@ def _delta(case: Case, frame: dict[str, Any], finish: str) -> tuple[str, str]:
     return text or "", choice.get("finish_reason") or finish
 
 
-def _events(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """The ``data`` of each server-sent event, and where in the body it begins."""
-    offset = 0
-    for line in body.splitlines(keepends=True):
+def _events(reply: Reply) -> Iterator[tuple[float, bytes]]:
+    """The ``data`` of each server-sent event, and when its last byte came."""
+    pieces = iter(reply.pieces)
+    at, end, received = reply.begin, 0, 0
+    for line in reply.body.splitlines(keepends=True):
+        end += len(line)
+        while received < end:
+            at, piece = next(pieces)
+            received += len(piece)
         if line.startswith(b"data: "):
-            yield offset, line[6:].rstrip(b"\r\n")
-        offset += len(line)
-
-
-def _arrival(reply: Reply, offset: int) -> float:
-    """When the byte at this offset of the body came."""
-    for at, piece in reply.pieces:
-        offset -= len(piece)
-        if offset < 0:
-            return at
-    raise AssertionError("the offset is inside the body")
+            yield at, line[6:].rstrip(b"\r\n")

