@@ -22,6 +22,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from llmserve.engine.vllm.inline import make_inline
 from llmserve.engine.vllm.metered import Metered
+from llmserve.engine.vllm.priming import bound_priming
 from llmserve.engine.vllm.trial import Trials
 from llmserve.types import Load, Meter, ModelInfo
 
@@ -77,7 +78,9 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
             await self.abort(request_id)
             raise
         finally:
-            self.taken_on[request_id] = self._states(request_id)
+            self.taken_on[request_id] = states = self._states(request_id)
+            for state in states:
+                bound_priming(state)
 
     def _states(self, request_id: str) -> list[RequestState]:
         processor = self.output_processor
