@@ -38,6 +38,7 @@ def answering(listener: socket.socket) -> Iterator[None]:
 
 
 def _serve(listener: socket.socket, woken: socket.socket) -> None:
+    began = time.monotonic()
     while True:
         readable, _, _ = select.select([listener, woken], [], [])
         if woken in readable:
@@ -47,7 +48,7 @@ def _serve(listener: socket.socket, woken: socket.socket) -> None:
             with connection:
                 until = time.monotonic() + _CLIENT_SECONDS
                 method, path = _request_line(connection, until)
-                reply = _reply(path)
+                reply = _reply(path, time.monotonic() - began)
                 head_only = reply[: reply.index(b"\r\n\r\n") + 4]
                 connection.sendall(head_only if method == "HEAD" else reply)
                 _drain(connection, until)
@@ -65,13 +66,20 @@ def _request_line(connection: socket.socket, until: float) -> tuple[str, str]:
     return (words[0], words[1].partition("?")[0]) if len(words) == 3 else ("", "")
 
 
-def _reply(path: str) -> bytes:
+def _reply(path: str, seconds: float) -> bytes:
     if path in _LIVE:
         return _response("200 OK", {"status": "live"})
     if path in _READY:
         return _response(
             "503 Service Unavailable",
-            {"status": "not ready", "stage": "starting", "reason": _STARTING, "progress": 0.0},
+            {
+                "status": "not ready",
+                "stage": "starting",
+                "seconds_in_stage": round(seconds, 1),
+                "start_seconds": {"starting": round(seconds, 2)},
+                "progress": 0.0,
+                "reason": _STARTING,
+            },
         )
     error: dict[str, object] = {
         "message": _STARTING,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from pathlib import Path
 
 from llmserve.early import answering
@@ -24,6 +25,7 @@ def run(settings: Settings, state_path: Path) -> int:
     name no other place. Returns the exit code of the process: 0 after a shutdown
     in good order, 1 when the engine can never work or the port is taken, 2 for wrong
     settings."""
+    began = time.monotonic()
     configure_logging(settings.logging)
     try:
         listener = _listen(settings.server.host, settings.server.port)
@@ -33,7 +35,7 @@ def run(settings: Settings, state_path: Path) -> int:
         return 1
     with answering(listener):
         from llmserve.process import Process
-    return Process(settings, listener, state_path).run()
+    return Process(settings, listener, state_path, began).run()
 
 
 def _listen(host: str, port: int) -> socket.socket:

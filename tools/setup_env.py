@@ -405,6 +405,9 @@ def install(engine: str, dev: bool) -> None:
         "install",
         "--python",
         PYTHON,
+        # Half a minute here, and the first start of the server takes that much less: each of
+        # its processes would compile vLLM and torch for itself.
+        "--compile-bytecode",
         "--editable",
         target,
     ]

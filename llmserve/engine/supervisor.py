@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from llmserve.engine.protocol import Context, Engine, Report
+from llmserve.engine.timeline import Timeline
 from llmserve.errors import ConfigError, LlmserveError, NotReady, SetupError
 from llmserve.settings import RuntimeSettings
 from llmserve.types import START_STAGES, GenerateRequest, Meter, Operation, Sampling, Stage
@@ -89,6 +90,7 @@ class Supervisor:
         self.stopping = False
         """Set when the server shuts down: an engine that dies now stays dead."""
         self.status = Status(Stage.STARTING, time.monotonic())
+        self.timeline = Timeline(self.status.stage, self.status.since)
 
     @property
     def ready(self) -> bool:
@@ -184,8 +186,12 @@ class Supervisor:
 
     async def _close(self) -> None:
         engine, self._engine = self._engine, None
-        if engine is not None:
+        if engine is None:
+            return
+        try:
             await engine.aclose()
+        except Exception:  # the next engine is worth more than the end of this one
+            log.exception("The engine did not end in good order.")
 
     def _report(self, stage: Stage, progress: float | None) -> None:
         """``Report`` for a starting engine, from any thread."""
@@ -202,7 +208,9 @@ class Supervisor:
     def _enter(self, stage: Stage, reason: str | None = None) -> None:
         if stage is self.status.stage and reason == self.status.reason:
             return
-        self.status = Status(stage, time.monotonic(), reason=reason, restarts=self.status.restarts)
+        now = time.monotonic()
+        self.timeline.enter(stage, now)
+        self.status = Status(stage, now, reason=reason, restarts=self.status.restarts)
         self._on_change(self.status)
 
 

@@ -106,11 +106,14 @@ def _obstacle(wired: Services) -> tuple[str, str] | None:
 
 
 def _readiness(wired: Services) -> dict[str, object]:
+    now = time.monotonic()
     status, obstacle = wired.supervisor.status, _obstacle(wired)
+    spent = wired.supervisor.timeline.seconds(now)
     body: dict[str, object] = {
         "status": "ready" if obstacle is None else "not ready",
         "stage": status.stage.value if obstacle is None else obstacle[0],
-        "seconds_in_stage": round(time.monotonic() - status.since, 1),
+        "seconds_in_stage": round(now - status.since, 1),
+        "start_seconds": {stage.value: round(took, 2) for stage, took in spent.items()},
     }
     if obstacle is not None:
         body |= {"progress": round(status.start_progress, 3), "reason": obstacle[1]}

@@ -116,7 +116,8 @@ def test_below_http_nothing_speaks_http() -> None:
 
 
 def test_the_environment_is_read_at_the_edge_only() -> None:
-    """The command line hands it in; vLLM's part writes what vLLM reads."""
+    """The command line hands it in; vLLM's part writes what vLLM reads, and hands it to the
+    processes that it starts."""
     readers = {
         name
         for name, tree in modules()
@@ -126,4 +127,4 @@ def test_the_environment_is_read_at_the_edge_only() -> None:
         )
     }
     edge = {name for name in readers if name.startswith(("cli/", "provision/"))}
-    assert readers - edge == {"engine/vllm/environment.py"}
+    assert readers - edge == {"engine/vllm/environment.py", "engine/vllm/headstart.py"}

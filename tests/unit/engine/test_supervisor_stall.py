@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from llmserve.engine.fake import FakeEngine, Script, fake_factory
+from llmserve.engine.protocol import Engine, Report
 from llmserve.engine.supervisor import Progress, Supervisor
 from llmserve.errors import EngineDied, NotReady
 from llmserve.settings import RuntimeSettings
@@ -44,6 +45,30 @@ async def supervised(
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await supervisor.aclose()
+
+
+class Stubborn(FakeEngine):
+    """Dies after its first tokens, and cannot even be closed."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        raise RuntimeError("no")
+
+
+async def test_an_engine_that_cannot_be_closed_is_replaced_all_the_same() -> None:
+    async def make(_: Report) -> Engine:
+        return Stubborn(Script(die_after_tokens=3))
+
+    settings = RuntimeSettings(engine="fake", restart_first_s=0)
+    supervisor = Supervisor(make, settings)
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: supervisor.ready)
+    with pytest.raises(EngineDied):
+        await drain(supervisor.engine(), "x")
+    await until(lambda: supervisor.status.restarts == 1 and supervisor.ready)
+    task.cancel()
+    await asyncio.wait([task])
+    await supervisor.aclose()
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
