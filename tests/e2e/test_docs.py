@@ -19,6 +19,7 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 _VOLATILE = [
     (re.compile(r"[0-9a-f]{32}"), "ID"),
+    (re.compile(r'"start_seconds":\{[^}]*\}'), '"start_seconds":N'),
     (re.compile(r'"(\w+_s|seconds_in_stage|cached_tokens)":[-+.\de]+'), r'"\1":N'),
 ]
 
