@@ -309,8 +309,10 @@ class Connection(HttpToolsProtocol):
                 cycle.message_event.set()
                 state = cycle.scope["state"]
                 state["gone"] = True
-                if state["on_gone"] is not None:
-                    state["on_gone"]()
+                # Once: a request can be named twice here, and a connection can be left twice.
+                gone, state["on_gone"] = state["on_gone"], None
+                if gone is not None:
+                    gone()
         self.flow.resume_writing()
 
     def _head_late(self) -> None:

@@ -52,8 +52,9 @@ async def until_gone(request: Request, work: Awaitable[T]) -> T:
 
     def leave() -> None:
         nonlocal left
-        left = True
-        task.cancel()
+        if not left:
+            left = True
+            task.cancel()
 
     with watching(request.scope, request.receive, leave):
         try:

@@ -1,4 +1,4 @@
-"""Ten times more than the server can do, for more than a minute, on the real engine."""
+"""Ten times more than the server can do, for a minute, on the real engine."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROUNDS = int(os.environ.get("STORM_ROUNDS", "3"))
 """Storms, with a calm before and after each: the speed of a shared machine drifts by more
 than what is to be shown, and only neighbours can be compared."""
 
-STORM_SECONDS = 24.0
-CALM_SECONDS = 14.0
+STORM_SECONDS = 20.0
+CALM_SECONDS = 12.0
 SETTLE_SECONDS = 4.0
 """After a change of the weather, before anything is measured: as long as an answer takes."""
 

@@ -116,7 +116,9 @@ def test_a_stopped_request_says_so(path: str) -> None:
 
 @pytest.mark.parametrize("path", STREAMS)
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_the_engine(path: str, stream: bool) -> None:
+def test_a_client_that_goes_away_frees_the_engine(
+    path: str, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     with running(Script(stall_on="STALL", stall_after_tokens=2)) as app:
         body = with_text(path, "STALL")
         if not stream:
@@ -129,6 +131,7 @@ def test_a_client_that_goes_away_frees_the_engine(path: str, stream: bool) -> No
         poll(lambda: app.get("/healthz").json()["engine"]["running"] == 0)
         poll(lambda: app.outcomes() == {"disconnected": 1})
         assert app.sample("llmserve_completion_tokens_total") == 2
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_reader_that_stalls_is_let_go() -> None:
