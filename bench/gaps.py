@@ -1,8 +1,8 @@
 """A part: how long other streams stand still while a large request is taken in.
 
-The request is one that the engine never sees: a prompt that fits, but not together with the
-answer that is asked for. So it is received, parsed, rendered, tokenized and counted, and
-then refused; the engine's own time for a long prompt is left out.
+The request is one that the engine never sees: a prompt that is a little too long. So it is
+received, parsed, rendered, tokenized and counted, and then refused; the engine's own time for
+a long prompt is left out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SCRIPTED = f"{BODY}, scripted engine"
 STREAMS = 4
 SECONDS_PER_TOKEN = 0.002
 INTRUDERS, QUICK_INTRUDERS = 8, 2
-ANSWER_TOKENS = 2_000
-PROMPT_TOKENS = models.LONG_CONTEXT - ANSWER_TOKENS // 2
+ANSWER_TOKENS = 16
+PROMPT_TOKENS = models.LONG_CONTEXT + 1_000  # Refused, once it has been tokenized.
 BODY_BYTES = 1_000_000
 SPAN_SECONDS = 0.03
 REST_SECONDS = 0.1
