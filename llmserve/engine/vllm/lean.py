@@ -34,18 +34,17 @@ def make_lean(operation: Operation, serving: Any, request: Any, context: Context
     """Give this request's copy of a serving class the lean generator and a client that goes
     with it, when the request is plain enough. ``request`` is vLLM's own, validated, and
     wants a stream."""
+    kind: type[_ChatStream | _CompletionStream]
     if operation is Operation.CHAT and is_plain_chat(serving, request):
-        client = serving.engine_client.plain()
-        if client is not None:
-            stream = _ChatStream(serving, request, context, client)
-            serving.engine_client = client
-            serving.chat_completion_stream_generator = stream.generate
+        kind, replaced = _ChatStream, "chat_completion_stream_generator"
     elif operation is Operation.COMPLETION and is_plain_completion(serving, request):
-        client = serving.engine_client.plain()
-        if client is not None:
-            text = _CompletionStream(serving, request, context, client)
-            serving.engine_client = client
-            serving.completion_stream_generator = text.generate
+        kind, replaced = _CompletionStream, "completion_stream_generator"
+    else:
+        return
+    client = serving.engine_client.plain()
+    if client is not None:
+        serving.engine_client = client
+        setattr(serving, replaced, kind(serving, request, context, client).generate)
 
 
 def is_plain_chat(serving: Any, request: Any) -> bool:
