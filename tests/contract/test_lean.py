@@ -11,6 +11,7 @@ from driving import new_id
 
 from llmserve.engine.fake import FakeEngine
 from llmserve.engine.protocol import Context, Engine
+from llmserve.errors import InternalError
 from llmserve.types import Meter, Operation
 
 pytestmark = pytest.mark.anyio
@@ -174,4 +175,21 @@ async def test_what_is_not_plain_goes_the_slow_way(
 
     monkeypatch.setattr(lean, "_ChatStream", refuse)
     body = {"temperature": 0, "stream": True, "max_tokens": 3} | PROMPTS[Operation.CHAT] | more
+    assert await events(vllm_engine, Operation.CHAT, body)
+
+
+async def test_what_goes_wrong_on_the_short_way_ends_one_request_and_not_the_engine(
+    vllm_engine: Engine,
+) -> None:
+    def broken(_: bytes) -> bool:
+        raise RuntimeError("the connection is in an odd state")
+
+    body = {"temperature": 0, "stream": True, "max_tokens": 40} | PROMPTS[Operation.CHAT]
+    context = Context(new_id(), "tiny", push=broken)
+    stream = await vllm_engine.openai(Operation.CHAT, dict(body), context, Meter())
+    assert isinstance(stream, AsyncIterator)
+    with pytest.raises(InternalError):
+        async for _ in stream:
+            pass
+    assert vllm_engine.alive()
     assert await events(vllm_engine, Operation.CHAT, body)

@@ -95,13 +95,19 @@ class Tap:
         text = self._next_text(finish_reason is not None, True)
         if finish_reason is not None:
             self._hold(Piece(text, new_token_ids, str(finish_reason), stop_reason))
-        elif (
-            self.push is None
-            or self._waiting is None
-            or self._waiting.done()
-            or not self.push(text, len(new_token_ids))
-        ):
+        elif not self._pushed(text, len(new_token_ids)):
             self._hold(Piece(text, new_token_ids))
+
+    def _pushed(self, text: str, tokens: int) -> bool:
+        if self.push is None or self._waiting is None or self._waiting.done():
+            return False
+        try:
+            return self.push(text, tokens)
+        except Exception as error:
+            # This is vLLM's reader of all outputs: what goes wrong for one request here must
+            # end that one, and would end the engine.
+            self.put(error)
+            return True
 
     def disconnect(self) -> None:
         """The request has ended. The two refer to each other: without this they would wait
