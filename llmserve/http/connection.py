@@ -121,7 +121,7 @@ class Connection(HttpToolsProtocol):
 
     # --- the life of the connection
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
         self._in_head = True

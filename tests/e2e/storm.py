@@ -145,7 +145,7 @@ async def closed_loop(
         while time.perf_counter() < until:
             result = await client.ask(*next(turns))
             if result.kind == "refused":
-                await asyncio.sleep(1)
+                await asyncio.sleep(1)  # As a client does that reads Retry-After.
 
     client.start(work() for _ in range(workers))
     await asyncio.sleep(seconds)

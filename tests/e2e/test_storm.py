@@ -223,7 +223,7 @@ def _settled_usage(server: Server, admin: Key) -> list[dict[str, Any]]:
     def settled() -> bool:
         nonlocal rows
         before, rows = rows, server.get("/v1/usage", headers=admin.headers).json()["data"]
-        time.sleep(0.6)
+        time.sleep(0.6)  # Longer than between two writes of the usage.
         return bool(rows) and rows == before
 
     server.wait(settled, 20)

@@ -112,7 +112,7 @@ def test_running_out_of_files_is_survived_without_spinning(tmp_path: Path) -> No
             connection.setblocking(False)
             held.append(connection)
         used = _cpu_seconds(process.pid)
-        time.sleep(1.0)
+        time.sleep(1.0)  # The span over which CPU time is measured.
         assert _cpu_seconds(process.pid) - used < 0.5
         for connection in held:
             connection.close()

@@ -81,7 +81,7 @@ class _Route:
 
 def _route(request: Any, serving: str, method: str, prompt_field: str) -> _Route:
     def call(target: Any, parsed: Any, http: Request) -> Awaitable[Any]:
-        return getattr(target, method)(parsed, http)  # type: ignore[no-any-return]
+        return getattr(target, method)(parsed, http)  # type: ignore[no-any-return]  # by name
 
     return _Route(TypeAdapter(request), serving, call, prompt_field)
 

@@ -12,6 +12,9 @@ last start with the same settings is taken. Was the guess wrong, then the proces
 started anew with the right one, at the time when vLLM would have done it.
 """
 
+# multiprocessing shows its parts for other ways to start a process, and the type stubs do not
+# have them: hence the ignored types in this file.
+
 from __future__ import annotations
 
 import io

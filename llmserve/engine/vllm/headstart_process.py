@@ -1,5 +1,8 @@
 """The other side of ``headstart``: imports, then waits for work. Runs in a process of its own."""
 
+# multiprocessing shows its parts for other ways to start a process, and the type stubs do not
+# have them: hence the ignored types in this file.
+
 from __future__ import annotations
 
 import gc
