@@ -27,8 +27,6 @@ class Result:
     seconds: float
     status: int = 0
     tokens: int = 0
-    ttft: float = 0.0
-    finished_at: float = 0.0
     detail: str = ""
 
 
@@ -59,15 +57,14 @@ class Client:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(self._request(path, body))
-            reply, ttft = await _read(reader, start, leave_after)
+            reply = await _read(reader, leave_after)
         except ConnectionError as error:
             result = Result("broken", time.perf_counter() - start, detail=repr(error))
         else:
             result = judge(reply, left=leave_after is not None)
-            result.seconds, result.ttft = time.perf_counter() - start, ttft
+            result.seconds = time.perf_counter() - start
         finally:
             writer.close()
-        result.finished_at = time.perf_counter()
         self.results.append(result)
         return result
 
@@ -81,18 +78,14 @@ class Client:
         return head.encode() + content
 
 
-async def _read(
-    reader: asyncio.StreamReader, start: float, leave_after: int | None
-) -> tuple[bytes, float]:
-    parts, size, ttft = [], 0, 0.0
+async def _read(reader: asyncio.StreamReader, leave_after: int | None) -> bytes:
+    parts, size = [], 0
     while part := await reader.read(65_536):
         parts.append(part)
         size += len(part)
-        if not ttft and (b"data: " in part or b"event: " in part):
-            ttft = time.perf_counter() - start
         if leave_after is not None and size >= leave_after:
             break
-    return b"".join(parts), ttft
+    return b"".join(parts)
 
 
 def judge(reply: bytes, *, left: bool) -> Result:
@@ -169,9 +162,3 @@ async def storm(
 def kinds(results: list[Result]) -> Counter[str]:
     """How often each kind occurred."""
     return Counter(result.kind for result in results)
-
-
-def tokens_per_second(results: list[Result], begin: float, end: float) -> float:
-    """Completion tokens of the answers that were completed in this time."""
-    done = [r.tokens for r in results if r.kind == "complete" and begin <= r.finished_at < end]
-    return sum(done) / (end - begin)
