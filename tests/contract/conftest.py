@@ -80,3 +80,11 @@ async def fresh_engine(make_engine: MakeEngine, anyio_backend: str) -> AsyncIter
         yield engine
     finally:
         await engine.aclose()
+
+
+@pytest.fixture
+def vllm_engine(engine: Engine) -> Engine:
+    """The engine on vLLM, for tests of how it works inside."""
+    if isinstance(engine, FakeEngine):
+        pytest.skip("the fake engine has one way only")
+    return engine

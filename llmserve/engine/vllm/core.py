@@ -20,11 +20,13 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
+from llmserve.engine.vllm.direct import Direct
 from llmserve.engine.vllm.inline import make_inline
-from llmserve.engine.vllm.metered import Metered
+from llmserve.engine.vllm.metered import Metered, Plain
 from llmserve.engine.vllm.priming import bound_priming
+from llmserve.engine.vllm.prompts import make_prompts
 from llmserve.engine.vllm.trial import Trials
-from llmserve.types import Load, Meter, ModelInfo
+from llmserve.types import Load, Meter, ModelInfo, Operation
 
 Serving = TypeVar("Serving")
 
@@ -103,6 +105,9 @@ class Core:
         self.inline = make_inline(llm.renderer)
         self._online_inline = copy.copy(state.online_renderer)
         self._online_inline.renderer = self.inline
+        online = state.online_renderer
+        self.prompts = None if self.inline is None else make_prompts(self.inline, online)
+        self.direct = None if self.prompts is None else Direct(self.prompts, _serving_of(state))
         self._probe = probe
 
     def close(self) -> None:
@@ -124,6 +129,10 @@ class Core:
         serving.engine_client = self.metered(meter)
         return serving
 
+    def plain(self, meter: Meter) -> Plain:
+        """The engine client for a plan of ``direct``."""
+        return Plain(self.llm, meter)
+
     def render_inline(self, serving: Any) -> None:
         """Have this copy of a serving class render its prompt at once."""
         if self.inline is not None:
@@ -143,6 +152,14 @@ class Core:
         waiting = min(unfinished, latest.num_waiting_reqs)
         usage = latest.kv_cache_usage if unfinished else 0.0
         return Load(running=unfinished - waiting, waiting=waiting, kv_cache_usage=usage)
+
+
+def _serving_of(state: State) -> dict[Operation, Any]:
+    names = {
+        Operation.CHAT: "openai_serving_chat",
+        Operation.COMPLETION: "openai_serving_completion",
+    }
+    return {operation: getattr(state, name, None) for operation, name in names.items()}
 
 
 def create_llm(namespace: Namespace) -> tuple[ObservedLLM, LoadProbe]:

@@ -32,6 +32,7 @@ from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, Tokenize
 from llmserve.engine.protocol import Context, Event, Json
 from llmserve.engine.vllm import conform, constraints, tools
 from llmserve.engine.vllm.core import Core
+from llmserve.engine.vllm.direct import Plan
 from llmserve.engine.vllm.errors import Fields, from_error_body, translate
 from llmserve.engine.vllm.inline import is_short
 from llmserve.engine.vllm.lean import make_lean
@@ -115,7 +116,35 @@ ROUTES: dict[Operation, _Route] = {
 async def answer(
     core: Core, operation: Operation, body: Json, context: Context, meter: Meter
 ) -> Json | AsyncGenerator[Event, None]:
-    """One request through vLLM's serving class. See ``Engine.openai``."""
+    """One request. See ``Engine.openai``."""
+    if core.direct is not None and core.inline is not None:
+        await core.inline.turnstile.enter()
+        plan = core.direct.plan(operation, body)
+        if plan is not None:
+            return await _planned(core, plan, context, meter)
+    return await _by_vllm(core, operation, body, context, meter)
+
+
+async def _planned(
+    core: Core, plan: Plan, context: Context, meter: Meter
+) -> Json | AsyncGenerator[Event, None]:
+    """A plain request, past vLLM's serving classes."""
+    assert core.direct is not None
+    client, fields = core.plain(meter), Fields(ROUTES[plan.operation].prompt_field, None)
+    try:
+        adapter = core.adapter(context.adapter)
+        result = await core.direct.answer(plan, context, client, adapter)
+    except Exception as error:
+        raise _ours(error, fields, context) from error
+    if isinstance(result, AsyncGenerator):
+        return _events(result, plan.operation, fields, context, client)
+    return result
+
+
+async def _by_vllm(
+    core: Core, operation: Operation, body: Json, context: Context, meter: Meter
+) -> Json | AsyncGenerator[Event, None]:
+    """A request through vLLM's serving class."""
     route = ROUTES[operation]
     serving = core.bound(route.serving, meter)
     if serving is None:

@@ -32,19 +32,19 @@ class InlineRenderer:
     def __init__(self, renderer: BaseRenderer) -> None:
         self._renderer = copy.copy(renderer)
         self._renderer.tokenizer = _of_one_thread(renderer.tokenizer)
-        self._turnstile = Turnstile(_MOST_AT_ONCE)
+        self.turnstile = Turnstile(_MOST_AT_ONCE)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._renderer, name)
 
     async def render_chat_async(self, *args: Any, **options: Any) -> Any:
         """As the renderer's."""
-        await self._turnstile.enter()
+        await self.turnstile.enter()
         return self._renderer.render_chat(*args, **options)
 
     async def render_cmpl_async(self, *args: Any, **options: Any) -> Any:
         """As the renderer's."""
-        await self._turnstile.enter()
+        await self.turnstile.enter()
         return self._renderer.render_cmpl(*args, **options)
 
 

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from vllm.parser.abstract_parser import DelegatingParser, Parser
 
-from llmserve.engine.protocol import Context, Event, Json, PushText
+from llmserve.engine.protocol import Context, Event, Json, PushJson, PushText
 from llmserve.engine.vllm.metered import Plain
 from llmserve.engine.vllm.tap import Piece, Tap
 from llmserve.types import Operation
@@ -34,17 +36,18 @@ def make_lean(operation: Operation, serving: Any, request: Any, context: Context
     """Give this request's copy of a serving class the lean generator and a client that goes
     with it, when the request is plain enough. ``request`` is vLLM's own, validated, and
     wants a stream."""
-    kind: type[_ChatStream | _CompletionStream]
+    kind: type[ChatStream | CompletionStream]
     if operation is Operation.CHAT and is_plain_chat(serving, request):
-        kind, replaced = _ChatStream, "chat_completion_stream_generator"
+        kind, replaced = ChatStream, "chat_completion_stream_generator"
     elif operation is Operation.COMPLETION and is_plain_completion(serving, request):
-        kind, replaced = _CompletionStream, "completion_stream_generator"
+        kind, replaced = CompletionStream, "completion_stream_generator"
     else:
         return
     client = serving.engine_client.plain()
     if client is not None:
         serving.engine_client = client
-        setattr(serving, replaced, kind(serving, request, context, client).generate)
+        shape = shape_of(serving, request, context)
+        setattr(serving, replaced, kind(shape, client).generate)
 
 
 def is_plain_chat(serving: Any, request: Any) -> bool:
@@ -55,11 +58,11 @@ def is_plain_chat(serving: Any, request: Any) -> bool:
         and not request.logprobs
         and not request.return_prompt_text
         and not serving.enable_log_outputs
-        and _finds_tool_calls_only(serving.parser_cls)
+        and finds_tool_calls_only(serving.parser_cls)
     )
 
 
-def _finds_tool_calls_only(parser: type[Parser] | None) -> bool:
+def finds_tool_calls_only(parser: type[Parser] | None) -> bool:
     """Whether the parser has nothing to find where no tools are offered: a reasoning
     parser has, and so has one that does everything itself."""
     if parser is None:
@@ -89,24 +92,44 @@ def _is_plain(serving: Any, request: Any) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an answer carries besides its text. ``skips_empty``: a parser of vLLM's says
+    nothing where there is no text."""
+
+    model: str
+    role: str
+    fingerprint: str | None
+    usage_asked: bool
+    cached_shown: bool
+    skips_empty: bool
+    push: PushJson | None
+
+
+def shape_of(serving: Any, request: Any, context: Context) -> Shape:
+    """Of the answer of a serving class of vLLM's to a request of its own."""
+    options = request.stream_options
+    return Shape(
+        model=context.model,
+        role=serving.get_chat_request_role(request) if hasattr(request, "messages") else "",
+        fingerprint=serving.system_fingerprint,
+        usage_asked=bool(options and options.include_usage),
+        cached_shown=serving.enable_prompt_tokens_details,
+        skips_empty=getattr(serving, "parser_cls", None) is not None,
+        push=context.push,
+    )
+
+
 class _Stream:
     """What both protocols share. Its iterators raise what the engine raises."""
 
-    def __init__(self, serving: Any, request: Any, context: Context, client: Plain) -> None:
-        options = request.stream_options
-        self._usage_asked = bool(options and options.include_usage)
-        self._cached_shown = serving.enable_prompt_tokens_details
-        self._fingerprint = serving.system_fingerprint
-        self._role = getattr(serving, "response_role", "assistant")
-        # A parser says nothing where there is no text.
-        self._skips_empty = getattr(serving, "parser_cls", None) is not None
-        self._model = context.model
-        self._send = context.push
+    def __init__(self, shape: Shape, client: Plain) -> None:
+        self._shape = shape
         self._client = client
         self._completion_tokens = 0
 
     def _head(self, request_id: str, kind: str, created: int) -> Json:
-        return {"id": request_id, "object": kind, "created": created, "model": self._model}
+        return {"id": request_id, "object": kind, "created": created, "model": self._shape.model}
 
     def _details(self, tap: Tap) -> Json:
         """What the prefix cache had of the prompt."""
@@ -119,55 +142,57 @@ class _Stream:
             "total_tokens": tap.prompt_tokens + self._completion_tokens,
             "completion_tokens": self._completion_tokens,
         }
-        details = self._details(tap) if self._cached_shown else {}
+        details = self._details(tap) if self._shape.cached_shown else {}
         if details := {name: value for name, value in details.items() if value is not None}:
             usage["prompt_tokens_details"] = details
         return usage
 
     def _end(self, head: Json) -> Event:
         end = head | {"choices": [], "usage": self._usage()}
-        if self._fingerprint is not None:
-            end["system_fingerprint"] = self._fingerprint
+        if self._shape.fingerprint is not None:
+            end["system_fingerprint"] = self._shape.fingerprint
         return Event(end)
 
     async def _events(
         self,
-        pieces: AsyncIterator[Piece],
+        pieces: AsyncGenerator[Piece, None],
         head: Json,
         first: Json | None,
-        shape: Callable[[str], Json],
+        body_of: Callable[[str], Json],
     ) -> AsyncGenerator[Event, None]:
         begun = False
-        async for piece in pieces:
-            if not begun:
-                begun = True
-                if first is not None:
-                    yield Event(head | {"choices": [first]})
-                self._client.tap.push = self._pusher(head, shape)
-            self._completion_tokens += len(piece.token_ids)
-            if not piece.text and piece.finish_reason is None and self._skips_empty:
-                continue
-            body = shape(piece.text)
-            frame = head | {"choices": [body]}
-            if piece.finish_reason is not None:
-                body["finish_reason"] = piece.finish_reason
-                if piece.stop_reason is not None:
-                    body["stop_reason"] = piece.stop_reason
-                if self._fingerprint is not None and not self._usage_asked:
-                    frame["system_fingerprint"] = self._fingerprint
-            yield Event(frame)
-        if self._usage_asked:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if not begun:
+                    begun = True
+                    if first is not None:
+                        yield Event(head | {"choices": [first]})
+                    self._client.tap.push = self._pusher(head, body_of)
+                self._completion_tokens += len(piece.token_ids)
+                if piece.text or piece.finish_reason is not None or not self._shape.skips_empty:
+                    yield self._event(head, body_of(piece.text), piece)
+        if self._shape.usage_asked:
             yield self._end(head)
 
-    def _pusher(self, head: Json, shape: Callable[[str], Json]) -> PushText | None:
+    def _event(self, head: Json, body: Json, piece: Piece) -> Event:
+        frame = head | {"choices": [body]}
+        if piece.finish_reason is not None:
+            body["finish_reason"] = piece.finish_reason
+            if piece.stop_reason is not None:
+                body["stop_reason"] = piece.stop_reason
+            if self._shape.fingerprint is not None and not self._shape.usage_asked:
+                frame["system_fingerprint"] = self._shape.fingerprint
+        return Event(frame)
+
+    def _pusher(self, head: Json, body_of: Callable[[str], Json]) -> PushText | None:
         """Sends the event of a text. Everything in it but the text stays the same."""
-        send = self._send
+        send = self._shape.push
         if send is None:
             return None
-        before, _, after = _encode(head | {"choices": [shape(_MARK)]}).rpartition(_encode(_MARK))
+        before, _, after = _encode(head | {"choices": [body_of(_MARK)]}).rpartition(_encode(_MARK))
 
         def push(text: str, tokens: int) -> bool:
-            if (text or not self._skips_empty) and not send(before + _encode(text) + after):
+            if (text or not self._shape.skips_empty) and not send(before + _encode(text) + after):
                 return False
             self._completion_tokens += tokens
             return True
@@ -175,36 +200,48 @@ class _Stream:
         return push
 
 
-class _ChatStream(_Stream):
+class ChatStream(_Stream):
     """Chunks of a chat completion."""
 
-    async def generate(
+    def events(
+        self, pieces: AsyncGenerator[Piece, None], request_id: str, created: int
+    ) -> AsyncGenerator[Event, None]:
+        """The events of an answer that comes in ``pieces``."""
+        head = self._head(request_id, "chat.completion.chunk", created)
+        first = {
+            "index": 0,
+            "delta": {"role": self._shape.role, "content": ""},
+            "finish_reason": None,
+        }
+        body_of = _chat_piece_or_none if self._shape.skips_empty else _chat_piece
+        return self._events(pieces, head, first, body_of)
+
+    def generate(
         self,
         _request: Any,
-        result_generator: AsyncIterator[Piece],
+        result_generator: AsyncGenerator[Piece, None],
         request_id: str,
         *_: Any,
         **__: Any,
     ) -> AsyncGenerator[Event, None]:
         """In the place of ``OpenAIServingChat.chat_completion_stream_generator``."""
-        head = self._head(request_id, "chat.completion.chunk", int(time.time()))
-        first = {
-            "index": 0,
-            "delta": {"role": self._role, "content": ""},
-            "finish_reason": None,
-        }
-        shape = _chat_piece_or_none if self._skips_empty else _chat_piece
-        async for event in self._events(result_generator, head, first, shape):
-            yield event
+        return self.events(result_generator, request_id, int(time.time()))
 
     def _details(self, tap: Tap) -> Json:
         return super()._details(tap) | {"created_cache_tokens": tap.created_tokens}
 
 
-class _CompletionStream(_Stream):
+class CompletionStream(_Stream):
     """Chunks of a text completion."""
 
-    async def generate(
+    def events(
+        self, pieces: AsyncGenerator[Piece, None], request_id: str, created: int
+    ) -> AsyncGenerator[Event, None]:
+        """The events of an answer that comes in ``pieces``."""
+        head = self._head(request_id, "text_completion", created)
+        return self._events(pieces, head, None, _completion_piece)
+
+    def generate(
         self,
         _request: Any,
         _engine_inputs: Any,
@@ -215,10 +252,8 @@ class _CompletionStream(_Stream):
         **__: Any,
     ) -> AsyncGenerator[Event, None]:
         """In the place of ``OpenAIServingCompletion.completion_stream_generator``."""
-        head = self._head(request_id, "text_completion", created_time)
         pieces = (piece async for _, piece in result_generator)
-        async for event in self._events(pieces, head, None, _completion_piece):
-            yield event
+        return self.events(pieces, request_id, created_time)
 
 
 def _chat_piece(text: str) -> Json:

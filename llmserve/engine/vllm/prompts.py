@@ -1,0 +1,183 @@
+"""Short prompts to tokens, with what never changes found out once.
+
+vLLM finds the template, its variables, the format of contents and the tokenizer's options
+anew for each request, and hands one text to the tokenizer as a batch with everything that
+a batch may need. Here the compiled template is kept, and the tokenizer gives nothing but
+ids. ``make_prompts`` compares both on the model's own template before it trusts this one.
+
+The slow twins are ``HfRenderer.render_messages`` and ``BaseRenderer.tokenize_prompts`` in
+vLLM; whatever is not a short text of a known role takes them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TokenizersBackend
+from transformers.utils.chat_template_utils import _compile_jinja_template
+from vllm.exceptions import VLLMClientError
+from vllm.renderers import ChatParams, TokenizeParams
+from vllm.renderers.hf import resolve_chat_template, resolve_chat_template_content_format
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+from llmserve.engine.vllm.inline import are_short
+
+log = logging.getLogger(__name__)
+
+_ROLES = frozenset(("system", "user", "assistant"))
+_BILLING_HEADER = "x-anthropic-billing-header"
+"""vLLM takes a line that begins so out of system messages."""
+
+_PROBES: tuple[tuple[tuple[str, str], ...], ...] = (
+    (("user", "Hello, wörld! 東京 🙂"),),
+    (("system", "Be brief.\n"), ("user", "  1 + 1\t= ?  ")),
+    (("user", "a"), ("assistant", "b\n\n"), ("user", "<|im_end|></s>{{ c }}")),
+    (("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "\n")),
+)
+
+
+class Prompts:
+    """Ids of the tokens of a prompt, or ``None`` for what is left to vLLM."""
+
+    def __init__(
+        self, tokenizer: TokenizersBackend, render: Callable[[list[Any]], str] | None
+    ) -> None:
+        self._backend = tokenizer._tokenizer
+        self._render = render
+
+    def chat(self, messages: Any) -> list[int] | None:
+        """Of a conversation: messages of a role and a text, and nothing else in them."""
+        if self._render is None or not _is_plain(messages):
+            return None
+        try:
+            text = self._render(messages)
+        except Exception:  # A template refuses a conversation by raising anything it likes.
+            return None  # vLLM says what is wrong with it.
+        return self._encode(text, special=False)
+
+    def text(self, prompt: Any) -> list[int] | None:
+        """Of a text, with the tokenizer's own special tokens around it."""
+        return self._encode(prompt, special=True) if prompt and are_short([prompt]) else None
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        backend = self._backend
+        # vLLM shares the tokenizer, and leaves the limits of its last prompt behind.
+        backend.no_truncation()
+        backend.no_padding()
+        (encoding,) = backend.encode_batch_fast([text], add_special_tokens=special)
+        ids: list[int] = encoding.ids
+        return ids
+
+
+def _is_plain(messages: Any) -> bool:
+    if type(messages) is not list or not messages:
+        return False
+    texts = []
+    for message in messages:
+        if len(message) != 2 or message.get("role") not in _ROLES:
+            return False
+        text = message.get("content")
+        if not text or type(text) is not str or text.startswith(_BILLING_HEADER):
+            return False
+        texts.append(text)
+    return are_short(texts)
+
+
+def make_prompts(renderer: Any, online: Any) -> Prompts | None:
+    """For the renderer that works on the event loop, and vLLM's object for rendering
+    requests. ``None`` where the two ways do not agree."""
+    model = renderer.model_config
+    tokenizer = renderer.tokenizer
+    if (
+        not isinstance(tokenizer, TokenizersBackend)
+        or model.is_multimodal_model
+        or model.is_encoder_decoder
+        or model.enable_prompt_embeds
+        or online.use_harmony
+    ):
+        return None
+    prompts = Prompts(tokenizer, _chat_renderer(tokenizer, model, online))
+    if not _agree_on_text(prompts, renderer):
+        return None
+    if not _agree_on_chats(prompts, renderer, online):
+        log.debug("the chat template needs vLLM's own way")
+        prompts._render = None
+    return prompts
+
+
+def _chat_renderer(
+    tokenizer: TokenizersBackend, model: Any, online: Any
+) -> Callable[[list[Any]], str] | None:
+    """The model's chat template, compiled."""
+    source = resolve_chat_template(
+        tokenizer, chat_template=online.chat_template, tools=None, model_config=model
+    )
+    if source is None:
+        return None
+    style = resolve_chat_template_content_format(
+        online.chat_template,
+        None,
+        online.chat_template_content_format,
+        tokenizer,
+        model_config=model,
+    )
+    named = inspect.signature(tokenizer.apply_chat_template).parameters
+    defaults = online.default_chat_template_kwargs or {}
+    variables = {
+        **tokenizer.special_tokens_map,
+        **{name: value for name, value in defaults.items() if name not in named},
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": True,
+    }
+    render = _compile_jinja_template(source).render
+
+    def of_texts(messages: list[Any]) -> str:
+        return str(render(variables, messages=messages))
+
+    def of_parts(messages: list[Any]) -> str:
+        parts = [
+            {"role": m["role"], "content": [{"type": "text", "text": m["content"]}]}
+            for m in messages
+        ]
+        return str(render(variables, messages=parts))
+
+    return of_parts if style == "openai" else of_texts
+
+
+def _agree_on_text(prompts: Prompts, renderer: Any) -> bool:
+    unlimited = TokenizeParams(max_total_tokens=None)
+    for probe in _PROBES:
+        text = probe[-1][1]
+        parsed = parse_model_prompt(renderer.model_config, text)
+        (expected,) = renderer.render_cmpl([parsed], unlimited)
+        if prompts.text(text) != expected["prompt_token_ids"]:
+            return False
+    return True
+
+
+def _agree_on_chats(prompts: Prompts, renderer: Any, online: Any) -> bool:
+    """On some conversations at least, and on none differently. A template may refuse some
+    of them: many want the roles in turns."""
+    defaults = {"add_generation_prompt": True, "continue_final_message": False, "tokenize": False}
+    params = ChatParams(
+        chat_template=online.chat_template,
+        chat_template_content_format=online.chat_template_content_format,
+        chat_template_kwargs=(online.default_chat_template_kwargs or {}) | defaults,
+    )
+    unlimited = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
+    agreed = 0
+    for probe in _PROBES:
+        messages = [{"role": role, "content": text} for role, text in probe]
+        ours = prompts.chat(messages)
+        try:
+            _, (expected,) = renderer.render_chat([messages], params, unlimited)
+        except (ValueError, VLLMClientError):
+            continue
+        if ours != expected["prompt_token_ids"]:
+            return False
+        agreed += 1
+    return agreed > 0

@@ -1,0 +1,214 @@
+"""Plain requests that go straight to the engine do there, and answer, what they would
+have through vLLM's own serving classes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from driving import new_id
+from ways import PROMPTS, SAMPLINGS, direct_off, events, joined, reply
+
+from llmserve.engine.protocol import Context, Engine
+from llmserve.errors import InvalidRequest, LlmserveError
+from llmserve.types import Meter, Operation
+
+pytestmark = pytest.mark.anyio
+
+BODIES: dict[str, dict[str, Any]] = {
+    name: body
+    for name, body in SAMPLINGS.items()
+    if body.keys().isdisjoint(
+        {"structured_outputs", "response_format", "include_stop_str_in_output"}
+    )
+} | {
+    "nothing said": {"max_tokens": 3},
+    "every number": {
+        "max_tokens": 5,
+        "temperature": 1,
+        "top_p": 0.5,
+        "top_k": 7,
+        "min_p": 0.01,
+        "frequency_penalty": -0.5,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.1,
+        "seed": 2**40,
+        "n": 1,
+        "user": "somebody",
+    },
+    "greedy": {"max_tokens": 5, "temperature": 0, "top_k": 3, "ignore_eos": True},
+    "one stop": {"max_tokens": 40, "stop": "e", "temperature": 0},
+}
+CHATS: dict[str, list[dict[str, str]]] = {
+    "one turn": [{"role": "user", "content": "Hi"}],
+    "many turns": [
+        {"role": "system", "content": "  Spaces \n and lines\n"},
+        {"role": "user", "content": "<|im_start|>system\nNo.<|im_end|>"},
+        {"role": "assistant", "content": "{{ jinja }} {% raw %}"},
+        {"role": "user", "content": "🙂 東京 é \u200b x"},
+    ],
+    "assistant first": [{"role": "assistant", "content": "I begin."}],
+}
+
+
+class Sent:
+    """What reached the engine core."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+        self.requests: list[Any] = []
+        client = engine._core.llm.engine_core  # type: ignore[attr-defined]
+        add = client.add_request_async
+
+        async def watched(request: Any) -> None:
+            self.requests.append(request)
+            await add(request)
+
+        monkeypatch.setattr(client, "add_request_async", watched)
+
+    def last(self) -> tuple[Any, ...]:
+        request = self.requests[-1]
+        params = request.sampling_params.clone()
+        params.output_kind = None  # A direct request asks for every piece and puts them together.
+        return (
+            request.prompt_token_ids,
+            {name: getattr(params, name) for name in params.__struct_fields__},
+            request.cache_salt,
+            request.lora_request,
+            request.priority,
+            request.reasoning_ended,
+            request.mm_features,
+        )
+
+
+@pytest.mark.parametrize("operation", PROMPTS)
+@pytest.mark.parametrize("name", BODIES)
+async def test_both_ways_ask_the_engine_for_the_same(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, operation: Operation, name: str
+) -> None:
+    body = PROMPTS[operation] | BODIES[name]
+    body.pop("stream_options", None)
+    sent = Sent(monkeypatch, vllm_engine)
+    context = Context(new_id(), "tiny", cache_salt="salt")
+    await vllm_engine.openai(operation, dict(body), context, Meter())
+    direct = sent.last()
+    planned = direct_off(monkeypatch, vllm_engine)
+    await vllm_engine.openai(operation, dict(body), context, Meter())
+    assert planned == [operation.value]
+    assert direct == sent.last()
+
+
+@pytest.mark.parametrize("name", CHATS)
+async def test_both_ways_read_a_conversation_the_same(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    body = {"messages": CHATS[name], "max_tokens": 1}
+    sent = Sent(monkeypatch, vllm_engine)
+    await reply(vllm_engine, Operation.CHAT, body)
+    planned = direct_off(monkeypatch, vllm_engine)
+    await reply(vllm_engine, Operation.CHAT, body)
+    assert planned == ["chat.completions"]
+    first, second = sent.requests
+    assert first.prompt_token_ids == second.prompt_token_ids
+
+
+@pytest.mark.parametrize("operation", PROMPTS)
+@pytest.mark.parametrize("name", BODIES)
+async def test_both_ways_give_the_same_events(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, operation: Operation, name: str
+) -> None:
+    body = {"temperature": 0, "stream": True} | PROMPTS[operation] | BODIES[name]
+    body |= {"seed": 11}
+    direct = await events(vllm_engine, operation, body)
+    pushed: list[Any] = []
+    short = await events(vllm_engine, operation, body, pushed)
+    planned = direct_off(monkeypatch, vllm_engine)
+    slow = await events(vllm_engine, operation, body)
+    assert planned == [operation.value]
+    assert joined(direct) == joined(short) == joined(slow)
+    assert direct
+
+
+@pytest.mark.parametrize("operation", PROMPTS)
+@pytest.mark.parametrize("name", BODIES)
+async def test_both_ways_give_the_same_reply(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, operation: Operation, name: str
+) -> None:
+    body = {"temperature": 0} | PROMPTS[operation] | BODIES[name] | {"seed": 11}
+    body.pop("stream_options", None)
+    direct = await reply(vllm_engine, operation, body)
+    planned = direct_off(monkeypatch, vllm_engine)
+    slow = await reply(vllm_engine, operation, body)
+    assert planned == [operation.value]
+    assert direct == slow
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"n": 2},
+        {"logprobs": True},
+        {"echo": True},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"response_format": {"type": "json_object"}},
+        {"add_generation_prompt": False},
+        {"chat_template_kwargs": {"x": 1}},
+        {"messages": [{"role": "user", "content": "a" * 5_000}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+        {"messages": [{"role": "user", "content": "Hi", "name": "Ann"}]},
+        {"messages": [{"role": "system", "content": "x-anthropic-billing-header: 1\nHi"}]},
+        {"messages": [{"role": "tool", "content": "Hi"}]},
+        {"messages": [{"role": "user", "content": ""}]},
+        {"temperature": "0"},
+        {"stop": [1]},
+        {"seed": 2**70},
+        {"max_tokens": 10**9},
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"stream_options": {"continuous_usage_stats": True}, "stream": True},
+        {"truncate_prompt_tokens": 3},
+    ],
+    ids=str,
+)
+async def test_what_is_not_plain_is_left_to_vllm(vllm_engine: Engine, more: dict[str, Any]) -> None:
+    core = vllm_engine._core  # type: ignore[attr-defined]
+    body = {"max_tokens": 3} | PROMPTS[Operation.CHAT]
+    assert core.direct.plan(Operation.CHAT, body) is not None
+    assert core.direct.plan(Operation.CHAT, body | more) is None
+
+
+async def test_a_prompt_that_was_cut_short_does_not_cut_the_next_one(vllm_engine: Engine) -> None:
+    """Both ways use one tokenizer, which remembers where to cut."""
+    body = {"max_tokens": 3} | PROMPTS[Operation.CHAT]
+    core = vllm_engine._core  # type: ignore[attr-defined]
+    whole = core.direct.plan(Operation.CHAT, body).prompt_ids
+    await reply(vllm_engine, Operation.CHAT, body | {"truncate_prompt_tokens": 5})
+    assert core.direct.plan(Operation.CHAT, body).prompt_ids == whole
+
+
+@pytest.mark.parametrize("body", [{"temperature": -1}, {"max_tokens": 10**6}, {"stop": [""]}])
+async def test_what_is_wrong_is_said_as_ever(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any]
+) -> None:
+    body = {"max_tokens": 3} | PROMPTS[Operation.CHAT] | body
+
+    async def said() -> LlmserveError:
+        with pytest.raises(InvalidRequest) as caught:
+            await reply(vllm_engine, Operation.CHAT, body)
+        return caught.value
+
+    direct = await said()
+    direct_off(monkeypatch, vllm_engine)
+    slow = await said()
+    assert (direct.message, direct.param) == (slow.message, slow.param)
+
+
+async def test_leaving_a_direct_stream_frees_the_engine(vllm_engine: Engine) -> None:
+    body = {"stream": True, "max_tokens": 400, "ignore_eos": True} | PROMPTS[Operation.CHAT]
+    context = Context(new_id(), "tiny")
+    stream = await vllm_engine.openai(Operation.CHAT, body, context, Meter())
+    assert isinstance(stream, AsyncIterator)
+    await anext(stream)
+    assert vllm_engine.load().running + vllm_engine.load().waiting == 1
+    await stream.aclose()
+    assert vllm_engine.load().running + vllm_engine.load().waiting == 0
