@@ -215,13 +215,14 @@ class Meter:
         if count <= 0:
             return
         self.completion_tokens += count
-        if self.first_token_at is None or self.last_token_at is None:
+        last, self.last_token_at = self.last_token_at, now
+        if last is None:
             self.first_token_at = now
-            gap, gaps = 0.0, count - 1
+            self.add_gaps(0.0, count - 1)
         else:
-            gap, gaps = (now - self.last_token_at) / count, count
-        self.last_token_at = now
-        self.add_gaps(gap, gaps)
+            # As add_gaps, without a call: this is done for every token.
+            self.gap_counts[bisect_left(GAP_BUCKETS, (now - last) / count)] += count
+            self.gap_seconds += now - last
 
     def add_gaps(self, seconds: float, count: int) -> None:
         """``count`` gaps between tokens of ``seconds`` each."""

@@ -25,6 +25,8 @@ from llmserve.engine.vllm.inline import make_inline
 from llmserve.engine.vllm.metered import Metered, Plain
 from llmserve.engine.vllm.priming import bound_priming
 from llmserve.engine.vllm.prompts import make_prompts
+from llmserve.engine.vllm.steady import Steady
+from llmserve.engine.vllm.step_metrics import StepMetrics
 from llmserve.engine.vllm.trial import Trials
 from llmserve.types import Load, Meter, ModelInfo, Operation
 
@@ -66,6 +68,7 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
         self.trials: Trials | None = None
         self._numbers = itertools.count()
         super().__init__(*args, **kwargs)
+        self.steady = Steady(self.output_processor)
 
     def unique(self, request_id: str) -> str:
         """An id that no other request has: clients may choose theirs, and repeat it."""
@@ -100,8 +103,11 @@ class Core:
         self.llm = llm
         self.state = state
         self.info = info
-        # Read once: vLLM reads the file anew at each call.
+        # Read once: vLLM reads the file anew at each call, and asks the tokenizer for its
+        # last token at each request.
         self.default_sampling = llm.model_config.get_diff_sampling_param()
+        end = llm.renderer.get_eos_token_id()
+        llm.renderer.get_eos_token_id = lambda: end
         self.inline = make_inline(llm.renderer)
         self._online_inline = copy.copy(state.online_renderer)
         self._online_inline.renderer = self.inline
@@ -172,7 +178,7 @@ def create_llm(namespace: Namespace) -> tuple[ObservedLLM, LoadProbe]:
         executor_class=Executor.get_class(config),
         log_stats=not engine_args.disable_log_stats,
         log_requests=False,
-        stat_loggers=[lambda *_: probe],
+        stat_loggers=[lambda *_: probe, StepMetrics],
     )
     return llm, probe
 

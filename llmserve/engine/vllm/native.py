@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from vllm.inputs import tokens_input
 from vllm.logprobs import Logprob
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
@@ -109,38 +110,55 @@ async def _any_chunks(
 
 
 async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any, int]:
-    """Prompt text to tokens; a long one in the renderer's thread. Returns vLLM's engine input and
-    its length in tokens."""
+    """Prompt text to tokens; a long one in the renderer's thread. Returns vLLM's engine
+    input and its length in tokens."""
     limit = core.info.max_model_len
     texts = _check_size(core, request, field)
-    renderer: Any = core.llm.renderer
-    if core.inline is not None and are_short(texts):
-        renderer = core.inline
-    # No limit here: vLLM would stop counting one past it, and the error would not know
-    # how long the prompt really is.
-    if request.messages is not None:
-        online = core.state.online_renderer
-        defaults = {"add_generation_prompt": True, "continue_final_message": False}
-        params = ChatParams(
-            chat_template=online.chat_template,
-            chat_template_content_format=online.chat_template_content_format,
-            chat_template_kwargs=defaults | online.default_chat_template_kwargs,
-        )
-        conversation = [{"role": m.role, "content": m.content} for m in request.messages]
-        _, (prompt,) = await renderer.render_chat_async(
-            [conversation], params, TokenizeParams(max_total_tokens=None, add_special_tokens=False)
-        )
-    else:
-        parsed = parse_model_prompt(core.llm.model_config, request.prompt)
-        (prompt,) = await renderer.render_cmpl_async(
-            [parsed], TokenizeParams(max_total_tokens=None)
-        )
+    short = core.inline is not None and are_short(texts)
+    prompt = await _render_short(core, request) if short else None
+    if prompt is None:
+        prompt = await _render_any(core, request, core.inline if short else core.llm.renderer)
     if request.cache_salt is not None:
         prompt["cache_salt"] = request.cache_salt
     length = len(prompt["prompt_token_ids"])
     if length >= limit:
         raise PromptTooLong(length, limit, param=field)
     return prompt, length
+
+
+async def _render_short(core: Core, request: GenerateRequest) -> Any:
+    assert core.inline is not None
+    await core.inline.turnstile.enter()
+    if core.prompts is None:
+        return None
+    if request.messages is None:
+        ids = core.prompts.text(request.prompt)
+    else:
+        ids = core.prompts.chat([{"role": m.role, "content": m.content} for m in request.messages])
+    return None if ids is None else tokens_input(ids)
+
+
+async def _render_any(core: Core, request: GenerateRequest, renderer: Any) -> Any:
+    # No limit here: vLLM would stop counting one past it, and the error would not know
+    # how long the prompt really is.
+    if request.messages is None:
+        parsed = parse_model_prompt(core.llm.model_config, request.prompt)
+        (prompt,) = await renderer.render_cmpl_async(
+            [parsed], TokenizeParams(max_total_tokens=None)
+        )
+        return prompt
+    online = core.state.online_renderer
+    defaults = {"add_generation_prompt": True, "continue_final_message": False}
+    params = ChatParams(
+        chat_template=online.chat_template,
+        chat_template_content_format=online.chat_template_content_format,
+        chat_template_kwargs=defaults | online.default_chat_template_kwargs,
+    )
+    conversation = [{"role": m.role, "content": m.content} for m in request.messages]
+    _, (prompt,) = await renderer.render_chat_async(
+        [conversation], params, TokenizeParams(max_total_tokens=None, add_special_tokens=False)
+    )
+    return prompt
 
 
 def _check_size(core: Core, request: GenerateRequest, field: str) -> list[str]:

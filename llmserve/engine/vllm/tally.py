@@ -59,6 +59,11 @@ class Tally:
         self._counted += tokens
         meter.add_tokens(tokens, time.monotonic())
 
+    def add_more(self, tokens: int, now: float) -> None:
+        """Count tokens after the first ones, which came at ``now`` (``time.monotonic()``)."""
+        self._counted += tokens
+        self._meter.add_tokens(tokens, now)
+
     def add_whole(self, output: RequestOutput) -> None:
         """Count the one output of a request that wants no other: all tokens at once, at
         the end. The engine's own clock knows when they came."""

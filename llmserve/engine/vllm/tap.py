@@ -25,6 +25,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from llmserve.engine.protocol import PushText
+from llmserve.engine.vllm.steady import can_be_steady
 from llmserve.engine.vllm.tally import Tally
 
 if TYPE_CHECKING:
@@ -97,6 +98,24 @@ class Tap:
             self._hold(Piece(text, new_token_ids, str(finish_reason), stop_reason))
         elif not self._pushed(text, len(new_token_ids)):
             self._hold(Piece(text, new_token_ids))
+
+    @property
+    def stats(self) -> Any:
+        """What vLLM counts for this request."""
+        return self._state.stats
+
+    def go_on(self, token_ids: list[int], now: float) -> None:
+        """Take tokens that are text and nothing more (``steady``), which came at ``now``."""
+        detokenizer = self._state.detokenizer
+        detokenizer.token_ids.extend(token_ids)
+        self._tally.add_more(len(token_ids), now)
+        try:
+            text = "".join(map(detokenizer.decode_next, token_ids))
+        except Exception as error:
+            self.put(error)
+            return
+        if not self._pushed(text, len(token_ids)):
+            self._hold(Piece(text, token_ids))
 
     def _pushed(self, text: str, tokens: int) -> bool:
         if self.push is None or self._waiting is None or self._waiting.done():
@@ -180,19 +199,24 @@ async def pieces(
             tap.take_whole(early)
         if state is not None:
             tap.connect(state)
-        while True:
+        piece = await tap.get()
+        if state is not None and can_be_steady(state.detokenizer):
+            llm.steady.taps[internal] = tap
+        yield piece
+        while piece.finish_reason is None:
             piece = await tap.get()
             yield piece
-            if piece.finish_reason is not None:
-                return
     except (EngineDeadError, VLLMClientError):
         raise
     except (asyncio.CancelledError, GeneratorExit):
+        llm.steady.taps.pop(internal, None)
         await llm.abort(internal, internal=True)
         raise
     except Exception as error:
+        llm.steady.taps.pop(internal, None)
         await llm.abort(internal, internal=True)
         raise EngineGenerateError from error
     finally:
+        llm.steady.taps.pop(internal, None)
         tap.disconnect()
         collector.close()
