@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -28,6 +28,7 @@ from llmserve.http.envelopes import error_response, protocol_of
 from llmserve.http.middleware import Accounting, Authentication, Failures, RequestId
 from llmserve.http.models import build_router as models_router
 from llmserve.http.policies import Guide
+from llmserve.http.route import Handler, Straight, direct_handlers
 from llmserve.observability.metrics import Metrics
 from llmserve.services import Services
 from llmserve.settings import Settings
@@ -86,7 +87,7 @@ def build_app(services: Services) -> FastAPI:
         title="llmserve",
         version=__version__,
         lifespan=lambda _: _running(services),
-        middleware=_middleware(services, lambda: guide),
+        middleware=_middleware(services, lambda: guide, lambda: handlers),
         openapi_url="/openapi.json" if docs else None,
         docs_url="/docs" if docs else None,
         redoc_url=None,
@@ -95,7 +96,7 @@ def build_app(services: Services) -> FastAPI:
     for router in (native.router, openai.build_router(), requests.router, health.router):
         app.include_router(router)
     app.include_router(models_router(services.catalog))
-    guide = Guide(app.routes)
+    guide, handlers = Guide(app.routes), direct_handlers(app.routes)
     app.add_exception_handler(LlmserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     return app
@@ -122,7 +123,9 @@ async def _running(services: Services) -> AsyncIterator[None]:
         await services.catalog.aclose()
 
 
-def _middleware(services: Services, guide: Callable[[], Guide]) -> list[Middleware]:
+def _middleware(
+    services: Services, guide: Callable[[], Guide], handlers: Callable[[], Mapping[str, Handler]]
+) -> list[Middleware]:
     """Outermost first."""
     counted = {path: path for path in COUNTED_PATHS}
 
@@ -141,6 +144,7 @@ def _middleware(services: Services, guide: Callable[[], Guide]) -> list[Middlewa
             origins=services.settings.server.cors_origins,
             guide=guide,
         ),
+        Middleware(Straight, handlers=handlers, on_error=_on_error),
     ]
     origins = services.settings.server.cors_origins
     if origins:

@@ -72,10 +72,23 @@ def _check_type(request: Request) -> None:
         raise UnsupportedMediaType(f"Content-Encoding is {coding[:40]!r}; only identity is taken.")
 
 
-async def _read(request: Request, most: int, timeout_s: float) -> bytearray:
+async def _read(request: Request, most: int, timeout_s: float) -> bytes | bytearray:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
+    has_arrived = request.scope["state"].get("has_arrived")
+    if has_arrived is None or not has_arrived():
+        return await _wait_for(request, most, timeout_s)
+    message = await request.receive()
+    if message["type"] != "http.request":
+        raise ClientGone
+    whole: bytes = message["body"]
+    if len(whole) > most:
+        raise _too_large(most)
+    return whole
+
+
+async def _wait_for(request: Request, most: int, timeout_s: float) -> bytearray:
     body = bytearray()
     limit = asyncio.timeout(timeout_s or None)
     try:

@@ -114,6 +114,11 @@ def _send_now(cycle: RequestResponseCycle, data: bytes) -> bool:
     return True
 
 
+def _has_arrived(cycle: RequestResponseCycle) -> bool:
+    """Whether the whole body is here, so that nobody has to wait for it."""
+    return not cycle.more_body
+
+
 class Connection(HttpToolsProtocol):
     """See the module. Use ``protocol_class`` to make one with its ``door``."""
 
@@ -207,6 +212,7 @@ class Connection(HttpToolsProtocol):
         self._unread = 0
         self._disarm()
         self.scope["state"]["send_now"] = partial(_send_now, self.cycle)
+        self.scope["state"]["has_arrived"] = partial(_has_arrived, self.cycle)
         if not self.pipeline:
             self._serving = self.cycle
         if self._surplus:

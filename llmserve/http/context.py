@@ -28,4 +28,4 @@ def caller(request: Request) -> Caller:
 
 def base_url(request: Request) -> str:
     """``scheme://host[:port]`` as the client sees this server."""
-    return f"{request.url.scheme}://{request.headers.get('host', '')}"
+    return f"{request.scope['scheme']}://{request.headers.get('host', '')}"

@@ -1,6 +1,6 @@
 """Pure ASGI middleware: what every request passes, whatever its route.
 
-RequestId → (CORS) → Accounting → Failures → Authentication → routes
+RequestId → (CORS) → Accounting → Failures → Authentication → (route.Straight) → routes
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("llmserve.access")
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
-_SECURITY_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
-_CSP = "default-src 'none'; frame-ancestors 'none'"
+_SECURITY = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+_CSP = b"default-src 'none'; frame-ancestors 'none'"
 _DOCS_CSP = (
-    "default-src 'none'; frame-ancestors 'none'; connect-src 'self'; "
-    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    "style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    "img-src 'self' data: https://fastapi.tiangolo.com"
+    b"default-src 'none'; frame-ancestors 'none'; connect-src 'self'; "
+    b"script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    b"img-src 'self' data: https://fastapi.tiangolo.com"
 )
+_HEADERS = [*_SECURITY, (b"content-security-policy", _CSP)]
+_DOCS_HEADERS = [*_SECURITY, (b"content-security-policy", _DOCS_CSP)]
 
 
 class RequestId:
@@ -56,12 +58,11 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                headers.update(_SECURITY_HEADERS)
-                docs = scope["path"].startswith("/docs")
-                headers["content-security-policy"] = _DOCS_CSP if docs else _CSP
-                headers.setdefault("cache-control", "no-store")
+                ours = _DOCS_HEADERS if scope["path"].startswith("/docs") else _HEADERS
+                headers = message["headers"] = [*message["headers"], *ours]
+                headers.append((b"x-request-id", request_id.encode()))
+                if all(name != b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"no-store"))
             await send(message)
 
         await self.app(scope, receive, send_with_id)
@@ -92,7 +93,8 @@ class Accounting:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(entry.headers)
+                if entry.headers:
+                    MutableHeaders(scope=message).update(entry.headers)
             elif not message.get("more_body", False):
                 complete = True
             await send(message)
