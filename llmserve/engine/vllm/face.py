@@ -117,11 +117,9 @@ async def answer(
     core: Core, operation: Operation, body: Json, context: Context, meter: Meter
 ) -> Json | AsyncGenerator[Event, None]:
     """One request. See ``Engine.openai``."""
-    if core.direct is not None and core.inline is not None:
-        await core.inline.turnstile.enter()
-        plan = core.direct.plan(operation, body)
-        if plan is not None:
-            return await _planned(core, plan, context, meter)
+    plan = None if core.direct is None else core.direct.plan(operation, body)
+    if plan is not None:
+        return await _planned(core, plan, context, meter)
     return await _by_vllm(core, operation, body, context, meter)
 
 

@@ -8,9 +8,7 @@ thread and back take longer.
 
 from __future__ import annotations
 
-import asyncio
 import copy
-from collections import deque
 from typing import Any
 
 from vllm.renderers import BaseRenderer
@@ -22,9 +20,6 @@ MOST_CHARACTERS = 1000
 
 MOST_MESSAGES = 32
 
-_MOST_AT_ONCE = 2
-"""Prompts in one turn of the event loop."""
-
 
 class InlineRenderer:
     """vLLM's renderer, at once instead of in a thread."""
@@ -32,51 +27,17 @@ class InlineRenderer:
     def __init__(self, renderer: BaseRenderer) -> None:
         self._renderer = copy.copy(renderer)
         self._renderer.tokenizer = _of_one_thread(renderer.tokenizer)
-        self.turnstile = Turnstile(_MOST_AT_ONCE)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._renderer, name)
 
     async def render_chat_async(self, *args: Any, **options: Any) -> Any:
         """As the renderer's."""
-        await self.turnstile.enter()
         return self._renderer.render_chat(*args, **options)
 
     async def render_cmpl_async(self, *args: Any, **options: Any) -> Any:
         """As the renderer's."""
-        await self.turnstile.enter()
         return self._renderer.render_cmpl(*args, **options)
-
-
-class Turnstile:
-    """Lets so many through in each turn of the event loop. When many requests come
-    together, the streams that run have their turn between them."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._entered = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
-
-    async def enter(self) -> None:
-        """Wait until it is this one's turn."""
-        if self._entered == 0:
-            asyncio.get_running_loop().call_soon(self._next_turn)
-        elif self._entered >= self._most:
-            waiting = asyncio.get_running_loop().create_future()
-            self._queue.append(waiting)
-            await waiting
-            return
-        self._entered += 1
-
-    def _next_turn(self) -> None:
-        self._entered = 0
-        while self._queue and self._entered < self._most:
-            waiting = self._queue.popleft()
-            if not waiting.done():
-                self._entered += 1
-                waiting.set_result(None)
-        if self._entered:
-            asyncio.get_running_loop().call_soon(self._next_turn)
 
 
 def _of_one_thread(tokenizer: Any) -> Any:

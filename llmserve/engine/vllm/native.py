@@ -115,7 +115,7 @@ async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any
     limit = core.info.max_model_len
     texts = _check_size(core, request, field)
     short = core.inline is not None and are_short(texts)
-    prompt = await _render_short(core, request) if short else None
+    prompt = _render_short(core, request) if short else None
     if prompt is None:
         prompt = await _render_any(core, request, core.inline if short else core.llm.renderer)
     if request.cache_salt is not None:
@@ -126,9 +126,7 @@ async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any
     return prompt, length
 
 
-async def _render_short(core: Core, request: GenerateRequest) -> Any:
-    assert core.inline is not None
-    await core.inline.turnstile.enter()
+def _render_short(core: Core, request: GenerateRequest) -> Any:
     if core.prompts is None:
         return None
     if request.messages is None:
