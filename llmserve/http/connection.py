@@ -122,6 +122,10 @@ def _has_arrived(cycle: RequestResponseCycle) -> bool:
 class Connection(HttpToolsProtocol):
     """See the module. Use ``protocol_class`` to make one with its ``door``."""
 
+    # Beside uvicorn's own, which are as many as Python keeps in the compact way.
+    __slots__ = (
+        *("_flush_timer", "_in_head", "_refused", "_serving", "_surplus", "_timer", "_unread"),
+    )
     door: ClassVar[Door]
 
     # --- the life of the connection

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llmserve.engine.fake.constraint import constrained_text
 from llmserve.engine.fake.script import WORDS, Script, pseudo_words
-from llmserve.engine.fake.tokens import EOS, TextStream, encode, token_text
+from llmserve.engine.fake.tokens import EOS, TextStream, encode, token_text, tokens
 from llmserve.errors import InvalidRequest, PromptTooLong
 from llmserve.types import Chunk, FinishReason, GenerateRequest, Message, Sampling, TokenLogprob
 
@@ -20,11 +20,11 @@ class Choice:
     """One answer on its way: each ``step`` takes one token and gives its chunk."""
 
     def __init__(
-        self, index: int, tokens: Iterable[int], limit: int, sampling: Sampling, key: str
+        self, index: int, said: Iterable[int], limit: int, sampling: Sampling, key: str
     ) -> None:
         self.index = index
         self.count = 0
-        self._tokens = iter(tokens)
+        self._tokens = iter(said)
         self._limit = limit
         self._logprobs = sampling.logprobs
         self._key = key
@@ -119,17 +119,18 @@ def _choice(
     key = f"{variation}\0{request.adapter or ''}"
     limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
     if sampling.constraint is not None:
-        tokens: Iterable[int] = encode(constrained_text(sampling.constraint, f"{key}\0{prompt}"))
+        text = constrained_text(sampling.constraint, f"{key}\0{prompt}")
+        said: Iterable[int] = tokens(text)
     else:
-        tokens = encode(script.reply(prompt, key))
+        said = tokens(script.reply(prompt, key))
         if sampling.ignore_eos:
-            tokens = itertools.chain(tokens, _endless(key))
-    return Choice(index, tokens, limit, sampling, f"{key}\0{prompt}")
+            said = itertools.chain(said, _endless(key))
+    return Choice(index, said, limit, sampling, f"{key}\0{prompt}")
 
 
 def _endless(key: str) -> Iterator[int]:
     for word in pseudo_words(key):
-        yield from encode(word)
+        yield from tokens(word)
 
 
 def render(messages: Iterable[Message]) -> str:
