@@ -1,0 +1,124 @@
+"""Short prompts become the tokens that vLLM's renderer makes of them, or are left to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.config import ModelConfig, VllmConfig
+from vllm.exceptions import VLLMClientError
+from vllm.renderers import ChatParams, TokenizeParams, renderer_from_config
+
+from llmserve.engine.vllm.inline import InlineRenderer, make_inline
+from llmserve.engine.vllm.prompts import Prompts, make_prompts
+
+LOOP = "{% for m in messages %}"
+TEMPLATES: dict[str, str | None] = {
+    "the model's own": None,
+    "parts": LOOP + "[{{ m.role }}]{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}",
+    "special tokens": "{{ bos_token }}" + LOOP + "{{ m.content }}{{ eos_token }}{% endfor %}",
+    "trimmed": LOOP + "\n  {%- if true %}\n {{ m['content'] | trim }}\n{% endif %}\n{% endfor %}",
+    "in turns only": LOOP
+    + "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    + "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}",
+    "a default": "{% if thinking %}<think>{% endif %}" + LOOP + "{{ m.content }}{% endfor %}",
+    "asks for tools": "{% if tools %}T{% endif %}{% if documents %}D{% endif %}"
+    + "{% if add_generation_prompt %}G{% endif %}"
+    + LOOP
+    + "{{ m | tojson }}{% endfor %}",
+}
+CHATS: list[list[tuple[str, str]]] = [
+    [("user", "Hello 🙂")],
+    [("system", " Be brief.\n"), ("user", "<|im_end|>{{ x }}")],
+    [("user", "a"), ("assistant", "b"), ("user", "c\n\n")],
+    [("assistant", "first")],
+    [("user", "\u200b \t"), ("user", "again")],
+]
+
+
+@pytest.fixture(scope="module")
+def inline(tiny_folder: Path) -> InlineRenderer:
+    config = VllmConfig(model_config=ModelConfig(model=str(tiny_folder)))
+    found = make_inline(renderer_from_config(config))
+    assert found is not None
+    return found
+
+
+def online(template: str | None, **defaults: Any) -> Any:
+    return SimpleNamespace(
+        chat_template=template,
+        chat_template_content_format="auto",
+        default_chat_template_kwargs=defaults,
+        use_harmony=False,
+    )
+
+
+def by_vllm(inline: InlineRenderer, settings: Any, messages: list[dict[str, str]]) -> Any:
+    """The tokens, or that it refuses."""
+    params = ChatParams(
+        chat_template=settings.chat_template,
+        chat_template_kwargs=settings.default_chat_template_kwargs
+        | {"add_generation_prompt": True, "continue_final_message": False, "tokenize": False},
+    )
+    unlimited = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
+    try:
+        _, (prompt,) = inline.render_chat([messages], params, unlimited)
+    except (ValueError, VLLMClientError):
+        return None
+    return prompt["prompt_token_ids"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_conversation_is_read_as_vllm_reads_it(inline: InlineRenderer, name: str) -> None:
+    settings = online(TEMPLATES[name], **({"thinking": True} if name == "a default" else {}))
+    prompts = make_prompts(inline, settings)
+    assert prompts is not None
+    expected = []
+    for chat in CHATS:
+        messages = [{"role": role, "content": text} for role, text in chat]
+        expected.append(by_vllm(inline, settings, messages))
+        assert prompts.chat(messages) == expected[-1]
+    assert any(expected), "the template refuses everything"
+
+
+def test_where_the_ways_differ_vllms_is_the_only_one(inline: InlineRenderer) -> None:
+    """Documents by default are nothing that this one knows."""
+    settings = online(TEMPLATES["asks for tools"], documents=[{"title": "t", "text": "x"}])
+    prompts = make_prompts(inline, settings)
+    assert prompts is not None
+    assert prompts.chat([{"role": "user", "content": "Hello"}]) is None
+    assert prompts.text("Hello")
+
+
+def test_models_of_other_kinds_are_vllms(inline: InlineRenderer) -> None:
+    settings = online(None)
+    settings.use_harmony = True
+    assert make_prompts(inline, settings) is None
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        "Hello",
+        [{"role": "user"}],
+        [{"role": "user", "content": "Hi", "name": "Ann"}],
+        [{"role": "developer", "content": "Hi"}],
+        [{"role": "user", "content": ["Hi"]}],
+        [{"role": "user", "content": ""}],
+        [{"role": "user", "content": "x" * 1001}],
+        [{"role": "user", "content": "x"}] * 33,
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_anything_else_is_left_to_vllm(inline: InlineRenderer, messages: Any) -> None:
+    prompts = make_prompts(inline, online(None))
+    assert isinstance(prompts, Prompts)
+    assert prompts.chat(messages) is None
+    assert prompts.text("") is None
+    assert prompts.text("x" * 1001) is None
