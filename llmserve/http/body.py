@@ -117,15 +117,21 @@ def _interruptible(request: Request, limit: asyncio.Timeout) -> Iterator[None]:
         limit.reschedule(0)
 
     state = request.scope["state"]
+    if state.get("leaving"):
+        raise _leaving()
     state["interrupt"] = interrupt
     try:
         yield
     except TimeoutError as error:
         if not leaving:
             raise
-        raise Draining("The server is shutting down; the body had not arrived yet.") from error
+        raise _leaving() from error
     finally:
         del state["interrupt"]
+
+
+def _leaving() -> Draining:
+    return Draining("The server is shutting down; the body had not arrived yet.")
 
 
 def _too_large(most: int) -> BodyTooLarge:

@@ -169,15 +169,16 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server ends, and requests under way have had their time. One whose body has
         not arrived by now is told so (``scope["state"]["interrupt"]``, set by whoever waits
-        for a body)."""
+        for a body, and ``"leaving"``)."""
         if self._in_head and self._unread and not self._busy:
             self._refuse(Draining("The server is shutting down and takes no new requests."))
             return
         super().shutdown()
         if self._serving is not None and not self._serving.response_started:
-            interrupt = self._serving.scope.get("state", {}).get("interrupt")
-            if interrupt is not None:
-                interrupt()
+            state = self._serving.scope["state"]
+            state["leaving"] = True  # For who has not begun to wait for the body yet.
+            if "interrupt" in state:
+                state["interrupt"]()
 
     # --- what comes in
 

@@ -21,7 +21,6 @@ from llmserve.http.departure import ClientGone
 from llmserve.http.envelopes import error_response, protocol_of
 from llmserve.http.event_stream import ReaderStalled
 from llmserve.http.policies import Guide, Policy
-from llmserve.http.turnstile import Turnstile
 from llmserve.settings import AuthSettings, is_loopback
 from llmserve.state.authenticator import Authenticator
 from llmserve.types import Caller, Outcome
@@ -71,8 +70,7 @@ class RequestId:
 
 class Accounting:
     """Opens the entry of each request to a counted route and closes it when the response
-    has ended, however it ended: exactly one outcome, by construction. Nothing else is done
-    for it before it is its turn (``Turnstile``)."""
+    has ended, however it ended: exactly one outcome, by construction."""
 
     def __init__(
         self, app: ASGIApp, *, routes: Mapping[str, str], closed: Callable[[Entry], None]
@@ -80,7 +78,6 @@ class Accounting:
         self.app = app
         self._routes = routes
         self._closed = closed
-        self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
@@ -103,7 +100,6 @@ class Accounting:
             await send(message)
 
         try:
-            await self._turnstile.enter()
             await self.app(scope, receive, watch)
         finally:
             if status is not None and status < 400 and not complete:

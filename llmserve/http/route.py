@@ -1,5 +1,5 @@
 """Routes whose handlers do everything themselves: they take the request and return the
-response, and raise nothing but ``LlmserveError``.
+response, and raise nothing but ``LlmserveError`` and ``ClientGone``.
 
 FastAPI documents them. ``Straight`` takes their requests to them by path, past the router
 and the layers around it, which are for parameters, results and exceptions of all kinds and
@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmserve.errors import LlmserveError
+from llmserve.http.turnstile import Turnstile
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -42,7 +43,8 @@ def direct_handlers(routes: Iterable[BaseRoute]) -> dict[str, Handler]:
 
 class Straight:
     """The innermost middleware. ``handlers`` is asked when a request comes: the
-    application is not complete before."""
+    application is not complete before. Requests go on in turns (``Turnstile``), once it is
+    known that they may."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Straight:
         self.app = app
         self._handlers = handlers
         self._on_error = on_error
+        self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         plain = scope["type"] == "http" and scope["method"] == "POST"
@@ -61,6 +64,7 @@ class Straight:
         if handler is None:
             await self.app(scope, receive, send)
             return
+        await self._turnstile.enter()
         request = Request(scope, receive, send)
         try:
             response = await handler(request)

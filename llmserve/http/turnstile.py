@@ -2,7 +2,8 @@
 
 When many requests come together, the work that each of them is (its body, its place, its
 prompt) would be done for all of them before any token of the streams that are under way is
-sent. Between two new requests and the next two, the streams have their turn.
+sent. Between two new requests and the next two, the streams have their turn. What is
+refused without a look at its body (no key, no such route) does not stand in line.
 """
 
 from __future__ import annotations

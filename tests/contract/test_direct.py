@@ -167,6 +167,11 @@ async def test_both_ways_give_the_same_reply(
         {"temperature": -1},
         {"stream_options": {"continuous_usage_stats": True}, "stream": True},
         {"truncate_prompt_tokens": 3},
+        {"stream_options": {"include_usage": True}},
+        {"stream_options": {"include_usage": "x"}, "stream": True},
+        {"messages": [5]},
+        {"messages": [{"role": ["user"], "content": "Hi"}]},
+        {"repetition_penalty": 10**400},
     ],
     ids=str,
 )

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
-from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -86,6 +85,8 @@ class Plan:
     sampling: SamplingParams
     stream: bool
     usage_asked: bool
+    arrived_at: float
+    """``time.time()``, before the prompt was rendered: vLLM's times begin there."""
 
 
 class Direct:
@@ -107,6 +108,14 @@ class Direct:
 
     def plan(self, operation: Operation, body: Json) -> Plan | None:
         """How to answer, or ``None`` for what is not plain, or not right."""
+        try:
+            return self._plan(operation, body)
+        except Exception:
+            # An odd value somewhere in the body: vLLM's classes say what is wrong with it.
+            return None
+
+    def _plan(self, operation: Operation, body: Json) -> Plan | None:
+        arrived_at = time.time()
         serving = self._serving.get(operation)
         if serving is None or not _is_usual(operation, body):
             return None
@@ -120,13 +129,10 @@ class Direct:
             return None
         defaults = serving.default_sampling_params
         most = get_max_tokens(context, asked, len(ids), defaults, serving.override_max_tokens)
-        try:
-            sampling = self._sampling(operation, body, most, defaults)
-        except VLLMClientError:
-            return None
-        options = body.get("stream_options") or {}
-        stream = bool(body.get("stream"))
-        return Plan(operation, ids, sampling, stream, bool(options.get("include_usage")))
+        sampling = self._sampling(operation, body, most, defaults)
+        usage_asked = body.get("stream_options", {}).get("include_usage", False)
+        stream = body.get("stream", False)
+        return Plan(operation, ids, sampling, stream, usage_asked, arrived_at)
 
     def _sampling(
         self, operation: Operation, body: Json, most: int, defaults: Json
@@ -161,6 +167,7 @@ class Direct:
         chat = plan.operation is Operation.CHAT
         request_id = f"{'chatcmpl' if chat else 'cmpl'}-{context.request_id}"
         prompt = tokens_input(plan.prompt_ids, cache_salt=context.cache_salt)
+        prompt["arrival_time"] = plan.arrived_at
         created = int(time.time())
         pieces = client.generate(prompt, plan.sampling, request_id, lora_request=adapter)
         if plan.stream:
@@ -202,13 +209,15 @@ def _is_usual(operation: Operation, body: Json) -> bool:
     for name, value in body.items():
         if name not in types or type(value) not in types[name]:
             return False
-    options = body.get("stream_options") or {}
+    options = body.get("stream_options", {})
     stop = body.get("stop")
-    return (
+    return bool(
         ("messages" in body or "prompt" in body)
         and body.get("n", 1) == 1
         and abs(body.get("seed", 0)) < 2**63
+        and ("stream_options" not in body or body.get("stream", False))
         and options.keys() <= {"include_usage"}
+        and type(options.get("include_usage", False)) is bool
         and (type(stop) is not list or all(type(text) is str for text in stop))
     )
 

@@ -64,10 +64,13 @@ def is_plain_chat(serving: Any, request: Any) -> bool:
 
 def finds_tool_calls_only(parser: type[Parser] | None) -> bool:
     """Whether the parser has nothing to find where no tools are offered: a reasoning
-    parser has, and so has one that does everything itself."""
-    if parser is None:
-        return True
-    return issubclass(parser, DelegatingParser) and parser.reasoning_parser_cls is None
+    parser has, and so has one that reads the text in a way of its own."""
+    return parser is None or (
+        issubclass(parser, DelegatingParser)
+        and parser.reasoning_parser_cls is None
+        and parser.parse is DelegatingParser.parse
+        and parser.parse_delta is DelegatingParser.parse_delta
+    )
 
 
 def is_plain_completion(serving: Any, request: Any) -> bool:

@@ -99,13 +99,28 @@ def make_prompts(renderer: Any, online: Any) -> Prompts | None:
         or online.use_harmony
     ):
         return None
-    prompts = Prompts(tokenizer, _chat_renderer(tokenizer, model, online))
-    if not _agree_on_text(prompts, renderer):
+    texts = _trusted(lambda: _texts(tokenizer, renderer))
+    chats = texts and _trusted(lambda: _chats(tokenizer, renderer, online))
+    return chats or texts
+
+
+def _trusted(make: Callable[[], Prompts | None]) -> Prompts | None:
+    """A tokenizer or a template that vLLM can live with must not prevent a start."""
+    try:
+        return make()
+    except Exception:
+        log.debug("short prompts are left to vLLM", exc_info=True)
         return None
-    if not _agree_on_chats(prompts, renderer, online):
-        log.debug("the chat template needs vLLM's own way")
-        prompts._render = None
-    return prompts
+
+
+def _texts(tokenizer: TokenizersBackend, renderer: Any) -> Prompts | None:
+    prompts = Prompts(tokenizer, None)
+    return prompts if _agree_on_text(prompts, renderer) else None
+
+
+def _chats(tokenizer: TokenizersBackend, renderer: Any, online: Any) -> Prompts | None:
+    prompts = Prompts(tokenizer, _chat_renderer(tokenizer, renderer.model_config, online))
+    return prompts if _agree_on_chats(prompts, renderer, online) else None
 
 
 def _chat_renderer(
@@ -136,7 +151,9 @@ def _chat_renderer(
     render = _compile_jinja_template(source).render
 
     def of_texts(messages: list[Any]) -> str:
-        return str(render(variables, messages=messages))
+        # As vLLM makes them: a template can show the order of the fields.
+        texts = [{"role": m["role"], "content": m["content"]} for m in messages]
+        return str(render(variables, messages=texts))
 
     def of_parts(messages: list[Any]) -> str:
         parts = [

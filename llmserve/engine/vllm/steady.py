@@ -6,8 +6,8 @@ middle needs three things done for a token: statistics, text, and to be sent. ``
 stands before vLLM's loop, does these for the outputs of plain streams, and leaves it
 everything else: first tokens, last ones, scheduling events, requests with stop strings.
 
-The slow twin is ``OutputProcessor.process_outputs`` in vLLM; ``tests/contract`` compares
-texts, counts and statistics of both.
+The slow twin is ``OutputProcessor.process_outputs`` in vLLM;
+``tests/unit/engine/test_vllm_steady.py`` compares texts, counts and statistics of both.
 """
 
 from __future__ import annotations

@@ -29,10 +29,11 @@ class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untype
     """As ``PrometheusStatLogger``, which vLLM does not add where there is one of its kind."""
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+        self._held: dict[int, _Held] = {}
+        # A scrape is another thread's, and counts what is held before the next step does.
+        self._lock = threading.RLock()
         # Before vLLM's own series are made: a scrape asks for them in this order.
         _BeforeScrape.register(self)
-        self._held: dict[int, _Held] = {}
-        self._lock = threading.Lock()  # A scrape is another thread's.
         super().__init__(vllm_config, engine_indexes)
 
     def record(
@@ -43,22 +44,23 @@ class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untype
         engine_idx: int = 0,
     ) -> None:
         """As vLLM's."""
-        if mm_cache_stats is None and _is_quiet(scheduler_stats, iteration_stats):
-            with self._lock:
+        with self._lock:
+            if mm_cache_stats is None and _is_quiet(scheduler_stats, iteration_stats):
                 held = self._held.get(engine_idx) or self._hold(engine_idx)
                 held.add(scheduler_stats, iteration_stats)
-            return
-        self.count_held()
-        if iteration_stats is not None:
-            gaps = iteration_stats.inter_token_latencies_iter
-            observe_all(self.histogram_inter_token_latency[engine_idx], gaps)
-            iteration_stats.inter_token_latencies_iter = []
-        super().record(scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
+                return
+            self.count_held()
+            if iteration_stats is not None:
+                gaps = iteration_stats.inter_token_latencies_iter
+                observe_all(self.histogram_inter_token_latency[engine_idx], gaps)
+                iteration_stats.inter_token_latencies_iter = []
+            super().record(scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
 
     def count_held(self) -> None:
         """Count what was held back."""
-        for engine_idx, held in list(self._held.items()):
-            self._count(engine_idx, held)
+        with self._lock:
+            for engine_idx, held in list(self._held.items()):
+                self._count(engine_idx, held)
 
     def _hold(self, engine_idx: int) -> _Held:
         held = self._held[engine_idx] = _Held()
@@ -70,10 +72,10 @@ class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untype
             if self._held.get(engine_idx) is not held:
                 return
             del self._held[engine_idx]
-        self.counter_generation_tokens[engine_idx].inc(sum(held.tokens))
-        observe_all(self.histogram_iteration_tokens[engine_idx], held.tokens)
-        observe_all(self.histogram_inter_token_latency[engine_idx], held.gaps)
-        super().record(held.scheduler_stats, None, None, engine_idx)
+            self.counter_generation_tokens[engine_idx].inc(sum(held.tokens))
+            observe_all(self.histogram_iteration_tokens[engine_idx], held.tokens)
+            observe_all(self.histogram_inter_token_latency[engine_idx], held.gaps)
+            super().record(held.scheduler_stats, None, None, engine_idx)
 
 
 class _Held:

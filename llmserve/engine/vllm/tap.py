@@ -168,7 +168,7 @@ class Tap:
         held = self._held
         if held is None:
             self._held = piece
-        else:
+        elif held.finish_reason is None:  # What comes after the end is nobody's.
             held.text += piece.text
             held.token_ids = [*held.token_ids, *piece.token_ids]
             held.finish_reason = piece.finish_reason
@@ -206,9 +206,9 @@ async def pieces(
         while piece.finish_reason is None:
             piece = await tap.get()
             yield piece
-    except (EngineDeadError, VLLMClientError):
+    except EngineDeadError:
         raise
-    except (asyncio.CancelledError, GeneratorExit):
+    except (asyncio.CancelledError, GeneratorExit, VLLMClientError):
         llm.steady.taps.pop(internal, None)
         await llm.abort(internal, internal=True)
         raise

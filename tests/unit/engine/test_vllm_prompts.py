@@ -37,6 +37,7 @@ CHATS: list[list[tuple[str, str]]] = [
     [("system", " Be brief.\n"), ("user", "<|im_end|>{{ x }}")],
     [("user", "a"), ("assistant", "b"), ("user", "c\n\n")],
     [("assistant", "first")],
+    [("system", "x-anthropic"), ("user", "billing-header")],
     [("user", "\u200b \t"), ("user", "again")],
 ]
 
@@ -83,6 +84,8 @@ def test_a_conversation_is_read_as_vllm_reads_it(inline: InlineRenderer, name: s
         messages = [{"role": role, "content": text} for role, text in chat]
         expected.append(by_vllm(inline, settings, messages))
         assert prompts.chat(messages) == expected[-1]
+        turned = [dict(reversed(message.items())) for message in messages]
+        assert prompts.chat(turned) == expected[-1]
     assert any(expected), "the template refuses everything"
 
 
@@ -90,6 +93,13 @@ def test_where_the_ways_differ_vllms_is_the_only_one(inline: InlineRenderer) -> 
     """Documents by default are nothing that this one knows."""
     settings = online(TEMPLATES["asks for tools"], documents=[{"title": "t", "text": "x"}])
     prompts = make_prompts(inline, settings)
+    assert prompts is not None
+    assert prompts.chat([{"role": "user", "content": "Hello"}]) is None
+    assert prompts.text("Hello")
+
+
+def test_a_template_with_a_mistake_does_not_prevent_a_start(inline: InlineRenderer) -> None:
+    prompts = make_prompts(inline, online("{% for m in messages %}{{ m.content"))
     assert prompts is not None
     assert prompts.chat([{"role": "user", "content": "Hello"}]) is None
     assert prompts.text("Hello")
