@@ -35,7 +35,8 @@ def main() -> None:
 
     base_loader.process_weights_after_loading = counting
     for path, options in json.loads(sys.argv[1]):
-        llm = LLM(model=path, enforce_eager=True, **options)
+        # A small step: vLLM tries the largest one out at each start.
+        llm = LLM(model=path, enforce_eager=True, max_num_batched_tokens=1024, **options)
         config = llm.llm_engine.vllm_config
         core = llm.llm_engine.engine_core.engine_core
         cache = core.scheduler.kv_cache_config
