@@ -89,12 +89,15 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._done: asyncio.Future[Reply] | None = None
         self._now = 0.0
+        self._made = 0.0
+        self._lost = "it is closing"
         self.reply = Reply(0.0)
 
     async def ask(self, payload: bytes) -> Reply:
         """Send one request and wait for the whole response."""
         if self._transport is None or self._transport.is_closing():
-            raise BenchError("the server closed a connection between two requests")
+            age = time.perf_counter() - self._made
+            raise BenchError(f"a connection was closed within {age:.3f} s, unused: {self._lost}")
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
         self.reply = Reply(time.perf_counter())
@@ -108,6 +111,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._made = time.perf_counter()
 
     def data_received(self, data: bytes) -> None:
         self._now = time.perf_counter()
@@ -117,6 +121,7 @@ class Connection(asyncio.Protocol):
             self._fail(f"not HTTP: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = f"{time.perf_counter() - self._made:.3f} s after it was made ({exc})"
         self._fail(f"the server cut a response: {exc or 'end of file'}")
 
     def on_body(self, body: bytes) -> None:
