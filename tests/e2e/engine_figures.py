@@ -1,5 +1,6 @@
 """What vLLM itself says of the models whose folders are given: run as a program, it loads
-one after the other, and prints a line of JSON for each.
+one after the other, and prints a line of JSON for each. Random ones are written before,
+into the folder that comes second: torch is imported once.
 
 Weights are counted when they have been loaded and before the CPU backend packs them anew.
 """
@@ -9,7 +10,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
+
+from tests.e2e.random_models import write_random_models
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -34,6 +38,7 @@ def main() -> None:
         return process(model, *args, **kwargs)
 
     base_loader.process_weights_after_loading = counting
+    write_random_models(Path(sys.argv[2]))
     for path, options in json.loads(sys.argv[1]):
         # A small step: vLLM tries the largest one out at each start.
         llm = LLM(model=path, enforce_eager=True, max_num_batched_tokens=1024, **options)

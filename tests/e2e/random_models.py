@@ -3,7 +3,6 @@ program with a folder, it writes one folder for each."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def write_random_models(root: Path) -> None:
+    """One folder for each, of its name."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,8 +47,4 @@ def main() -> None:
     for name, (kind, values) in MODELS.items():
         config = AutoConfig.for_model(kind, **{**COMMON, **values})
         model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-        model.save_pretrained(Path(sys.argv[1]) / name)
-
-
-if __name__ == "__main__":
-    main()
+        model.save_pretrained(root / name)

