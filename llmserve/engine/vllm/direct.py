@@ -15,6 +15,7 @@ the engine, and every event and reply, of both.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -36,6 +37,8 @@ from llmserve.engine.vllm.lean_reply import Whole, chat_reply, completion_reply
 from llmserve.engine.vllm.metered import Plain
 from llmserve.engine.vllm.prompts import Prompts
 from llmserve.types import Operation
+
+log = logging.getLogger(__name__)
 
 _NUMBER = (float, int)
 _SAMPLING: dict[str, tuple[type, ...]] = {
@@ -112,6 +115,7 @@ class Direct:
             return self._plan(operation, body)
         except Exception:
             # An odd value somewhere in the body: vLLM's classes say what is wrong with it.
+            log.debug("a request is left to vLLM", exc_info=True)
             return None
 
     def _plan(self, operation: Operation, body: Json) -> Plan | None:

@@ -1,6 +1,6 @@
 """vLLM's own metrics, at a cost that is paid now and then and not for each step.
 
-vLLM sets or raises some thirty-five series after each step of the engine, and looks up the
+vLLM sets or raises dozens of series after each step of the engine, and looks up the
 bucket of each time between two tokens. Most steps bring nothing but one more token to each
 running request: those are put together, for a tenth of a second at most, and counted at
 once. Whatever else happens (a request begins, ends, is preempted) is counted in its step,
