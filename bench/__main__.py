@@ -28,6 +28,7 @@ from bench.report import figures_table, machine, write_json
 from bench.servers import ENGINE
 from bench.starts import Starts
 from bench.streams import DEMO, TINY
+from bench.turns import go_first
 from bench.values import Found, rows
 
 PARTS: tuple[Part, ...] = (TINY, DEMO, Added(), LongPrompts(), Starts(), Idle())
@@ -91,6 +92,7 @@ def main(
         parts = [part for part in PARTS if any(map(setup.wants, part.keys(setup)))]
         if not parts:
             raise click.BadParameter(f"nothing has any of {', '.join(only)} in its name")
+        first = go_first()
         begin, load = time.monotonic(), [os.getloadavg()[0]]
         found, failures = _measure(parts, setup)
         load.append(os.getloadavg()[0])
@@ -99,6 +101,7 @@ def main(
         "rounds": setup.rounds,
         "minutes": (time.monotonic() - begin) / 60,
         "load average before and after": load,
+        "the client goes before other processes": first,
         "engine": engine,
         "engine arguments": {name: str(value) for name, value in setup.arguments.items()},
         "could not be measured": failures,

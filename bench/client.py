@@ -14,6 +14,8 @@ from typing import cast
 
 import httptools
 
+from bench.turns import waited_seconds
+
 DEADLINE_SECONDS = 300.0
 
 
@@ -43,6 +45,8 @@ class Load:
     replies: tuple[Reply, ...]
     seconds: float
     cpu_seconds: float
+    waited_seconds: float
+    """How long the client itself stood in line for a core."""
 
 
 async def drive(
@@ -60,10 +64,12 @@ async def drive(
             for _ in range(min(streams, len(payloads))):
                 _, made = await loop.create_connection(Connection, "127.0.0.1", port)
                 connections.append(made)
+            waited = waited_seconds()
             cpu, begin = cpu_seconds(), time.perf_counter()
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(_work(each, queue)) for each in connections]
             seconds, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
+            waited = waited_seconds() - waited
     except TimeoutError as error:
         raise BenchError(f"not answered within {DEADLINE_SECONDS:.0f} s") from error
     except OSError as error:
@@ -74,7 +80,7 @@ async def drive(
         for each in connections:
             each.close()
     replies = tuple(reply for task in tasks for reply in task.result())
-    return Load(replies, seconds, cpu)
+    return Load(replies, seconds, cpu, waited)
 
 
 async def _work(connection: Connection, queue: Iterator[bytes]) -> list[Reply]:

@@ -37,6 +37,7 @@ class Sample:
     resident_bytes: int
     proportional_bytes: int
     others_cpu_seconds: float
+    client_waited_seconds: float
 
     @property
     def cpu_us_per_token(self) -> float:
@@ -112,6 +113,7 @@ async def _sample(number: int, server: Server, case: Case, servers: Sequence[Ser
         resident_bytes=server.resident_bytes(),
         proportional_bytes=server.proportional_bytes(),
         others_cpu_seconds=others_cpu,
+        client_waited_seconds=load.waited_seconds,
     )
 
 

@@ -71,6 +71,9 @@ class Streams:
             "equal answers": equal,
             "share of a core used by the waiting server": waiting_share(samples),
             "frames per token": frames_per_token(samples),
+            "greatest share of a sample that the client waited for a core": max(
+                each.client_waited_seconds / each.seconds for each in samples
+            ),
         }
         values = [*values_of(samples, asked), *_memory(samples, self.prefix)]
         values += _batching(samples, self.prefix)
