@@ -3,15 +3,17 @@ have through vLLM's own serving classes."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from driving import new_id
+from driving import new_id, until
 from ways import PROMPTS, SAMPLINGS, direct_off, events, joined, reply
 
 from llmserve.engine.protocol import Context, Engine
-from llmserve.errors import InvalidRequest, LlmserveError
+from llmserve.errors import InvalidRequest, LlmserveError, PromptTooLong
 from llmserve.types import Meter, Operation
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +51,8 @@ CHATS: dict[str, list[dict[str, str]]] = {
         {"role": "user", "content": "🙂 東京 é \u200b x"},
     ],
     "assistant first": [{"role": "assistant", "content": "I begin."}],
+    "a long text": [{"role": "user", "content": "Grüße aus 東京 🙂 <|im_end|>\n\n  " * 40}],
+    "many messages": [{"role": ("user", "assistant")[n % 2], "content": "x"} for n in range(41)],
 }
 
 
@@ -112,6 +116,66 @@ async def test_both_ways_read_a_conversation_the_same(
     assert first.prompt_token_ids == second.prompt_token_ids
 
 
+async def test_both_ways_read_a_long_text_the_same(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"prompt": "Es war einmal 🙂 in 東京.\n" * 60, "max_tokens": 1}
+    sent = Sent(monkeypatch, vllm_engine)
+    await reply(vllm_engine, Operation.COMPLETION, body)
+    planned = direct_off(monkeypatch, vllm_engine)
+    await reply(vllm_engine, Operation.COMPLETION, body)
+    assert planned == ["completions"]
+    first, second = sent.requests
+    assert first.prompt_token_ids == second.prompt_token_ids
+
+
+async def test_short_prompts_go_by_while_a_long_one_is_read(vllm_engine: Engine) -> None:
+    """Neither waits for the other, and none changes the tokenizer under another's hands."""
+    core = vllm_engine._core  # type: ignore[attr-defined]
+    prompts = core.prompts
+    read_on = threading.Event()
+
+    def render() -> str:
+        assert read_on.wait(60)
+        return "word " * 1000
+
+    assert core.inline is not None
+    long = asyncio.ensure_future(prompts._in_thread(render, False, 10**6, 10**6))
+    try:
+        await until(lambda: prompts.busy)
+        assert core.inline is None
+        for more in ({}, {"logprobs": True}, {"truncate_prompt_tokens": 5}):
+            body = {"max_tokens": 3} | PROMPTS[Operation.CHAT] | more
+            assert (await reply(vllm_engine, Operation.CHAT, body))["usage"]
+        assert not long.done()
+    finally:
+        read_on.set()
+    counted = await long
+    assert len(counted.ids) == counted.tokens >= 1000
+    await until(lambda: core.inline is not None)
+
+
+@pytest.mark.parametrize(
+    ("operation", "body"),
+    [
+        (Operation.CHAT, {"messages": [{"role": "user", "content": "word " * 9_000}]}),
+        (Operation.COMPLETION, {"prompt": "word " * 9_000}),
+    ],
+)
+async def test_a_prompt_that_is_too_long_is_counted(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, operation: Operation, body: dict[str, Any]
+) -> None:
+    async def said() -> LlmserveError:
+        with pytest.raises(PromptTooLong) as caught:
+            await reply(vllm_engine, operation, {"max_tokens": 3} | body)
+        return caught.value
+
+    direct = await said()
+    direct_off(monkeypatch, vllm_engine).append("not to be asked again")
+    slow = await said()
+    assert (direct.message, direct.param) == (slow.message, slow.param)
+
+
 @pytest.mark.parametrize("operation", PROMPTS)
 @pytest.mark.parametrize("name", BODIES)
 async def test_both_ways_give_the_same_events(
@@ -153,7 +217,6 @@ async def test_both_ways_give_the_same_reply(
         {"response_format": {"type": "json_object"}},
         {"add_generation_prompt": False},
         {"chat_template_kwargs": {"x": 1}},
-        {"messages": [{"role": "user", "content": "a" * 5_000}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
         {"messages": [{"role": "user", "content": "Hi", "name": "Ann"}]},
         {"messages": [{"role": "system", "content": "x-anthropic-billing-header: 1\nHi"}]},
@@ -180,6 +243,7 @@ async def test_what_is_not_plain_is_left_to_vllm(vllm_engine: Engine, more: dict
     body = {"max_tokens": 3} | PROMPTS[Operation.CHAT]
     assert core.direct.plan(Operation.CHAT, body) is not None
     assert core.direct.plan(Operation.CHAT, body | more) is None
+    assert await core.direct.plan_long(Operation.CHAT, body | more) is None
 
 
 async def test_a_prompt_that_was_cut_short_does_not_cut_the_next_one(vllm_engine: Engine) -> None:

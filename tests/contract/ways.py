@@ -97,11 +97,17 @@ def direct_off(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> list[str]:
     """From now on everything goes through vLLM's serving classes. Returns a list of the
     operations that would not have."""
     core = engine._core  # type: ignore[attr-defined]  # the engine on vLLM
-    planned, plan = [], core.direct.plan
+    planned: list[str] = []
+    plan, plan_long = core.direct.plan, core.direct.plan_long
 
     def none(operation: Operation, body: dict[str, Any]) -> None:
         if plan(operation, body) is not None:
             planned.append(operation.value)
 
+    async def none_long(operation: Operation, body: dict[str, Any]) -> None:
+        if not planned and await plan_long(operation, body) is not None:
+            planned.append(operation.value)
+
     monkeypatch.setattr(core.direct, "plan", none)
+    monkeypatch.setattr(core.direct, "plan_long", none_long)
     return planned

@@ -21,7 +21,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
 from llmserve.engine.vllm.direct import Direct
-from llmserve.engine.vllm.inline import make_inline
+from llmserve.engine.vllm.inline import InlineRenderer, make_inline
 from llmserve.engine.vllm.metered import Metered, Plain
 from llmserve.engine.vllm.priming import bound_priming
 from llmserve.engine.vllm.prompts import make_prompts
@@ -108,18 +108,30 @@ class Core:
         self.default_sampling = llm.model_config.get_diff_sampling_param()
         end = llm.renderer.get_eos_token_id()
         llm.renderer.get_eos_token_id = lambda: end
-        self.inline = make_inline(llm.renderer)
-        self._online_inline = copy.copy(state.online_renderer)
-        self._online_inline.renderer = self.inline
         online = state.online_renderer
-        self.prompts = None if self.inline is None else make_prompts(self.inline, online)
-        self.direct = None if self.prompts is None else Direct(self.prompts, _serving_of(state))
+        self._inline = make_inline(llm.renderer)
+        self._online_inline = copy.copy(online)
+        self._online_inline.renderer = self._inline
+        self.prompts = None if self._inline is None else make_prompts(self._inline, online)
+        self.direct = None
+        if self.prompts is not None:
+            self.direct = Direct(self.prompts, _serving_of(state), info.chars_per_token)
         self._probe = probe
 
     def close(self) -> None:
         """End what belongs to the engine and is not vLLM's."""
         if self.llm.trials is not None:
             self.llm.trials.close()
+        if self.prompts is not None:
+            self.prompts.close()
+
+    @property
+    def inline(self) -> InlineRenderer | None:
+        """The renderer for short prompts; ``None`` where there is none, and while another
+        thread reads the tokenizer that it would change."""
+        if self.prompts is not None and self.prompts.busy:
+            return None
+        return self._inline
 
     def metered(self, meter: Meter) -> Metered:
         """The engine client that counts on ``meter``."""

@@ -3,9 +3,10 @@
 vLLM's serving classes turn a body into a pydantic model of a hundred fields, ask it for
 its template, its tokens and its sampling, each with everything that any request may want,
 and build the answer the same way; for a short request that is most of the work of this
-process. A body that has nothing but a short text, the usual sampling fields and one
-answer needs none of it: ``plan`` reads it, or leaves it to them. It never refuses: what is
-wrong with a body is theirs to say.
+process. A body that has nothing but a text, the usual sampling fields and one answer needs
+none of it: ``plan`` reads a short one at once, ``plan_long`` any other, or they leave it to
+vLLM. They refuse nothing but a prompt that is too long, which they have counted: what is
+wrong with a body otherwise is vLLM's to say.
 
 The slow twins are ``OpenAIServingChat.create_chat_completion`` and
 ``OpenAIServingCompletion.create_completion`` in vLLM, reached through ``face.answer``;
@@ -36,6 +37,7 @@ from llmserve.engine.vllm.lean import (
 from llmserve.engine.vllm.lean_reply import Whole, chat_reply, completion_reply
 from llmserve.engine.vllm.metered import Plain
 from llmserve.engine.vllm.prompts import Prompts
+from llmserve.errors import PromptTooLong
 from llmserve.types import Operation
 
 log = logging.getLogger(__name__)
@@ -96,8 +98,11 @@ class Direct:
     """What plans need to know of a model, found out once. ``serving``: vLLM's class of
     each operation."""
 
-    def __init__(self, prompts: Prompts, serving: dict[Operation, Any]) -> None:
+    def __init__(
+        self, prompts: Prompts, serving: dict[Operation, Any], chars_per_token: int
+    ) -> None:
         self._prompts = prompts
+        self._chars_per_token = chars_per_token
         self._serving = {name: it for name, it in serving.items() if _has_plain_answers(it)}
         self._neutral = {
             name: _NEUTRAL
@@ -110,24 +115,50 @@ class Direct:
         }
 
     def plan(self, operation: Operation, body: Json) -> Plan | None:
-        """How to answer, or ``None`` for what is not plain, or not right."""
+        """How to answer a short request, or ``None`` for what is not plain, or not right."""
+        arrived_at = time.time()
         try:
-            return self._plan(operation, body)
+            if operation not in self._serving or not _is_usual(operation, body):
+                return None
+            chat = operation is Operation.CHAT
+            prompts = self._prompts
+            ids = prompts.chat(body["messages"]) if chat else prompts.text(body["prompt"])
+            return self._planned(operation, body, ids, arrived_at) if ids else None
         except Exception:
-            # An odd value somewhere in the body: vLLM's classes say what is wrong with it.
-            log.debug("a request is left to vLLM", exc_info=True)
+            _log_odd()
             return None
 
-    def _plan(self, operation: Operation, body: Json) -> Plan | None:
+    async def plan_long(self, operation: Operation, body: Json) -> Plan | None:
+        """As ``plan``, for a prompt of any length. Raises ``PromptTooLong``."""
         arrived_at = time.time()
-        serving = self._serving.get(operation)
-        if serving is None or not _is_usual(operation, body):
+        try:
+            if operation not in self._serving or not _is_usual(operation, body):
+                return None
+            chat = operation is Operation.CHAT
+            context = self._serving[operation].model_config.max_model_len
+            most = context, context * self._chars_per_token
+            prompts = self._prompts
+            counted = await (
+                prompts.long_chat(body["messages"], *most)
+                if chat
+                else prompts.long_text(body["prompt"], *most)
+            )
+            if counted is None:
+                return None
+            if counted.ids is not None:
+                return self._planned(operation, body, counted.ids, arrived_at)
+        except Exception:
+            _log_odd()
             return None
-        chat = operation is Operation.CHAT
-        ids = self._prompts.chat(body["messages"]) if chat else self._prompts.text(body["prompt"])
+        raise PromptTooLong(counted.tokens, context, param="messages" if chat else "prompt")
+
+    def _planned(
+        self, operation: Operation, body: Json, ids: list[int], arrived_at: float
+    ) -> Plan | None:
+        serving = self._serving[operation]
         context = serving.model_config.max_model_len
         asked = body.get("max_completion_tokens", body.get("max_tokens"))
-        if asked is None and not chat:
+        if asked is None and operation is Operation.COMPLETION:
             asked = _COMPLETION_TOKENS
         if not ids or len(ids) >= context or (asked is not None and not 0 < asked <= context):
             return None
@@ -179,6 +210,11 @@ class Direct:
             return kind(shape, client).events(pieces, request_id, created)
         whole = await _collect(pieces, client)
         return (chat_reply if chat else completion_reply)(shape, request_id, created, whole)
+
+
+def _log_odd() -> None:
+    """An odd value somewhere in a body: vLLM's classes say what is wrong with it."""
+    log.debug("a request is left to vLLM", exc_info=True)
 
 
 async def _collect(pieces: AsyncGenerator[Any, None], client: Plain) -> Whole:

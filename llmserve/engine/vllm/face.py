@@ -117,9 +117,11 @@ async def answer(
     core: Core, operation: Operation, body: Json, context: Context, meter: Meter
 ) -> Json | AsyncGenerator[Event, None]:
     """One request. See ``Engine.openai``."""
-    plan = None if core.direct is None else core.direct.plan(operation, body)
-    if plan is not None:
-        return await _planned(core, plan, context, meter)
+    direct = core.direct
+    if direct is not None:
+        plan = direct.plan(operation, body) or await direct.plan_long(operation, body)
+        if plan is not None:
+            return await _planned(core, plan, context, meter)
     return await _by_vllm(core, operation, body, context, meter)
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from vllm.inputs import tokens_input
+from vllm.inputs import TokensInput, tokens_input
 from vllm.logprobs import Logprob
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
@@ -114,10 +114,11 @@ async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any
     input and its length in tokens."""
     limit = core.info.max_model_len
     texts = _check_size(core, request, field)
-    short = core.inline is not None and are_short(texts)
-    prompt = _render_short(core, request) if short else None
+    short = are_short(texts)
+    prompt = await _render_plain(core, request, field, short=short)
     if prompt is None:
-        prompt = await _render_any(core, request, core.inline if short else core.llm.renderer)
+        inline = core.inline if short else None
+        prompt = await _render_any(core, request, inline or core.llm.renderer)
     if request.cache_salt is not None:
         prompt["cache_salt"] = request.cache_salt
     length = len(prompt["prompt_token_ids"])
@@ -126,14 +127,33 @@ async def _render(core: Core, request: GenerateRequest, field: str) -> tuple[Any
     return prompt, length
 
 
-def _render_short(core: Core, request: GenerateRequest) -> Any:
-    if core.prompts is None:
+async def _render_plain(
+    core: Core, request: GenerateRequest, field: str, *, short: bool
+) -> TokensInput | None:
+    """Without vLLM's renderer, where that does."""
+    prompts, limit = core.prompts, core.info.max_model_len
+    if prompts is None:
         return None
-    if request.messages is None:
-        ids = core.prompts.text(request.prompt)
-    else:
-        ids = core.prompts.chat([{"role": m.role, "content": m.content} for m in request.messages])
-    return None if ids is None else tokens_input(ids)
+    text, messages = request.prompt, None
+    if request.messages is not None:
+        messages = [{"role": m.role, "content": m.content} for m in request.messages]
+    if short:
+        ids = prompts.text(text) if messages is None else prompts.chat(messages)
+        return tokens_input(ids) if ids else None
+    most = limit, limit * core.info.chars_per_token
+    try:
+        counted = await (
+            prompts.long_text(text or "", *most)
+            if messages is None
+            else prompts.long_chat(messages, *most)
+        )
+    except Exception:  # A template refuses a conversation by raising anything it likes.
+        return None
+    if counted is None:
+        return None
+    if counted.ids is None:
+        raise PromptTooLong(counted.tokens, limit, param=field)
+    return tokens_input(counted.ids)
 
 
 async def _render_any(core: Core, request: GenerateRequest, renderer: Any) -> Any:

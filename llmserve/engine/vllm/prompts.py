@@ -1,20 +1,26 @@
-"""Short prompts to tokens, with what never changes found out once.
+"""Plain prompts to tokens, with what never changes found out once.
 
 vLLM finds the template, its variables, the format of contents and the tokenizer's options
 anew for each request, and hands one text to the tokenizer as a batch with everything that
 a batch may need. Here the compiled template is kept, and the tokenizer gives nothing but
 ids. ``make_prompts`` compares both on the model's own template before it trusts this one.
 
+Short texts are encoded where they are, long ones in a thread of their own. Both use one
+tokenizer, which several threads may read and none may change meanwhile: it would wait for
+the longest text. So it is changed only by the event loop, and only while ``busy`` is false.
+
 The slow twins are ``HfRenderer.render_messages`` and ``BaseRenderer.tokenize_prompts`` in
-vLLM; whatever is not a short text of a known role takes them.
+vLLM; whatever is not a text of a known role takes them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from transformers import TokenizersBackend
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -39,6 +45,13 @@ _PROBES: tuple[tuple[tuple[str, str], ...], ...] = (
 )
 
 
+class Counted(NamedTuple):
+    """How many tokens a prompt has; ``ids`` is ``None`` where they are more than fit."""
+
+    tokens: int
+    ids: list[int] | None
+
+
 class Prompts:
     """Ids of the tokens of a prompt, or ``None`` for what is left to vLLM."""
 
@@ -47,10 +60,23 @@ class Prompts:
     ) -> None:
         self._backend = tokenizer._tokenizer
         self._render = render
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts")
+        self._aside: set[Future[Counted | None]] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the thread reads the tokenizer, so that nobody may change it."""
+        return bool(self._aside)
+
+    def close(self) -> None:
+        """Begin no more long prompts."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def chat(self, messages: Any) -> list[int] | None:
-        """Of a conversation: messages of a role and a text, and nothing else in them."""
-        if self._render is None or not _is_plain(messages):
+        """Of a short conversation: messages of a role and a text, and nothing else in them."""
+        if self._render is None or (texts := _plain_texts(messages)) is None:
+            return None
+        if not are_short(texts):
             return None
         try:
             text = self._render(messages)
@@ -59,31 +85,69 @@ class Prompts:
         return self._encode(text, special=False)
 
     def text(self, prompt: Any) -> list[int] | None:
-        """Of a text, with the tokenizer's own special tokens around it."""
+        """Of a short text, with the tokenizer's own special tokens around it."""
         return self._encode(prompt, special=True) if prompt and are_short([prompt]) else None
 
+    async def long_chat(self, messages: Any, most: int, most_chars: int) -> Counted | None:
+        """As ``chat``, of a conversation of any length, in the thread. More than ``most``
+        tokens are counted only, more than ``most_chars`` characters are left to vLLM, which
+        refuses them. Raises what the template raises."""
+        render = self._render
+        if render is None or _plain_texts(messages) is None:
+            return None
+        return await self._in_thread(lambda: render(messages), False, most, most_chars)
+
+    async def long_text(self, prompt: str, most: int, most_chars: int) -> Counted | None:
+        """As ``text``, of any length."""
+        return await self._in_thread(lambda: prompt, True, most, most_chars) if prompt else None
+
     def _encode(self, text: str, *, special: bool) -> list[int]:
-        backend = self._backend
-        # vLLM shares the tokenizer, and leaves the limits of its last prompt behind.
-        backend.no_truncation()
-        backend.no_padding()
-        (encoding,) = backend.encode_batch_fast([text], add_special_tokens=special)
+        self._take_limits_off()
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=special)
         ids: list[int] = encoding.ids
         return ids
 
+    def _take_limits_off(self) -> None:
+        """vLLM shares the tokenizer, and leaves the limits of its last prompt behind."""
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
 
-def _is_plain(messages: Any) -> bool:
+    async def _in_thread(
+        self, render: Callable[[], str], special: bool, most: int, most_chars: int
+    ) -> Counted | None:
+        def counted() -> Counted | None:
+            text = render()
+            if len(text) > most_chars:
+                return None
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=special)
+            # The list is made only where it is used: it takes milliseconds in which no other
+            # thread runs Python.
+            count = len(encoding)
+            return Counted(count, encoding.ids if count <= most else None)
+
+        self._take_limits_off()
+        job = self._thread.submit(counted)
+        self._aside.add(job)
+        # Not when the request is given up, but when the thread has done with it.
+        job.add_done_callback(self._aside.discard)
+        return await asyncio.wrap_future(job)
+
+
+def _plain_texts(messages: Any) -> list[str] | None:
+    """The texts of a conversation that has nothing else."""
     if type(messages) is not list or not messages:
-        return False
+        return None
     texts = []
     for message in messages:
         if len(message) != 2 or message.get("role") not in _ROLES:
-            return False
+            return None
         text = message.get("content")
         if not text or type(text) is not str or text.startswith(_BILLING_HEADER):
-            return False
+            return None
         texts.append(text)
-    return are_short(texts)
+    return texts
 
 
 def make_prompts(renderer: Any, online: Any) -> Prompts | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,3 +135,53 @@ def test_anything_else_is_left_to_vllm(inline: InlineRenderer, messages: Any) ->
     assert prompts.chat(messages) is None
     assert prompts.text("") is None
     assert prompts.text("x" * 1001) is None
+
+
+LIMITS = (10**6, 10**6)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_long_conversation_is_read_as_vllm_reads_it(
+    inline: InlineRenderer, seed: int
+) -> None:
+    settings = online(None)
+    prompts = make_prompts(inline, settings)
+    assert prompts is not None
+    chance = random.Random(seed)  # noqa: S311  # texts
+    parts = ("word ", "\n\n", "  ", "東京", "🙂", "é\u0301", "<|im_end|>", "\u200b", "0", "{{ x }}")
+    messages = [
+        {
+            "role": chance.choice(("user", "assistant")),
+            "content": "".join(chance.choices(parts, k=k)),
+        }
+        for k in (chance.randint(1, 2_000) for _ in range(chance.randint(1, 60)))
+    ]
+    expected = by_vllm(inline, settings, messages)
+    counted = await prompts.long_chat(messages, *LIMITS)
+    assert counted == (len(expected), expected)
+    assert await prompts.long_chat(messages, len(expected) - 1, 10**6) == (len(expected), None)
+    assert await prompts.long_chat(messages, 10**6, 3) is None
+    assert not prompts.busy
+
+
+@pytest.mark.anyio
+async def test_a_long_text_that_is_given_up_is_read_to_its_end(inline: InlineRenderer) -> None:
+    """Only then may anybody change the tokenizer."""
+    prompts = make_prompts(inline, online(None))
+    assert prompts is not None
+    begun, read_on = threading.Event(), threading.Event()
+
+    def render() -> str:
+        begun.set()
+        return str(read_on.wait(60))
+
+    given_up = asyncio.ensure_future(prompts._in_thread(render, False, *LIMITS))
+    assert await asyncio.to_thread(begun.wait, 60)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    assert given_up.cancelled()
+    assert prompts.busy
+    read_on.set()
+    await asyncio.to_thread(prompts._thread.shutdown)
+    assert not prompts.busy
