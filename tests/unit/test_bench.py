@@ -52,7 +52,9 @@ def reply(pieces: tuple[bytes, ...], status: int = 200) -> Reply:
 
 
 def sample(number: int, server: str, cpu: float, case: Case = CHAT) -> Sample:
-    return Sample(number, case.key, server, 4, 8, 8, 2.0, cpu, 0.25, 0.5, 0.02, 2**20, 2**19, 0.1)
+    return Sample(
+        number, case.key, server, 4, 8, 8, 2.0, cpu, 0.25, 0.5, 0.02, 2**20, 2**19, 0.1, 0.01
+    )
 
 
 @pytest.mark.parametrize(
