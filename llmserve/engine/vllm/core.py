@@ -27,6 +27,7 @@ from llmserve.engine.vllm.priming import bound_priming
 from llmserve.engine.vllm.prompts import make_prompts
 from llmserve.engine.vllm.steady import Steady
 from llmserve.engine.vllm.step_metrics import StepMetrics
+from llmserve.engine.vllm.steps import read_steps
 from llmserve.engine.vllm.trial import Trials
 from llmserve.types import Load, Meter, ModelInfo, Operation
 
@@ -200,6 +201,7 @@ async def build_core(
 ) -> Core:
     """Put vLLM's serving classes around a started engine. ``grammar_seconds``: the time in
     which a grammar must compile, 0 for no trial."""
+    read_steps(llm)
     tasks = await llm.get_supported_tasks()
     state = State()
     await init_app_state(llm, state, namespace, tasks)

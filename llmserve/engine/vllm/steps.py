@@ -1,0 +1,140 @@
+"""What the engine core says after a step, from its socket to the streams.
+
+vLLM reads the socket in one task, which wakes another one over a queue, which hands the
+outputs to the requests: three turns of the event loop and two wake-ups for each step, before
+anything is written to a client. Here the event loop says that the socket can be read, and
+the step is dealt with at once. What vLLM deals with in several turns (very many outputs,
+inputs that are not text) and whatever comes while it does so still goes into its queue, so
+that nothing overtakes.
+
+The slow twins are ``AsyncMPClient._ensure_output_queue_task`` and
+``AsyncLLM._run_output_handler`` in vLLM. Where the engine's client is of another kind than
+the usual one, they do it all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import zmq
+from vllm import envs
+from vllm.v1.engine.core_client import AsyncMPClient, _process_utility_output
+from vllm.v1.metrics.stats import IterationStats
+
+if TYPE_CHECKING:
+    from llmserve.engine.vllm.core import ObservedLLM
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 4
+"""Messages that are dealt with before others get their turn."""
+
+
+class Steps:
+    """Reads the engine core's messages on the running event loop, until it is closed. For
+    vLLM it is the task in the place of its own reader, which it begins where there is none,
+    and cancels when it closes the socket."""
+
+    def __init__(self, llm: ObservedLLM) -> None:
+        client = llm.engine_core
+        self._llm = llm
+        self._client = client
+        self._resources = client.resources
+        self._queue = client.outputs_queue = _Queue()
+        self._most = envs.VLLM_V1_OUTPUT_PROC_CHUNK_SIZE
+        self._texts_only = llm.renderer.mm_processor_cache is None
+        self._aborts: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._socket: Any = zmq.Socket.shadow(client.resources.output_socket)
+        self._fd: int | None = self._socket.FD
+        client.resources.output_queue_task = self
+        self._loop.add_reader(self._fd, self._read)
+        self._loop.call_soon(self._read)  # The socket tells of changes only.
+
+    def cancel(self) -> None:
+        """Read no more; idempotent."""
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+            self._fd = None
+
+    def done(self) -> bool:
+        """Whether it has been cancelled, or has failed."""
+        return self._fd is None
+
+    def _read(self) -> None:
+        try:
+            for _ in range(_AT_ONCE):
+                if self.done() or not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+                    return
+                self._take(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
+        except Exception as error:
+            # As vLLM's reader: its handler tells all requests, and the engine has ended.
+            self.cancel()
+            self._queue.put_nowait(error)
+            return
+        self._loop.call_soon(self._read)
+
+    def _take(self, frames: list[Any]) -> None:
+        self._resources.validate_alive(frames)
+        outputs = self._client.decoder.decode(frames)
+        if outputs.utility_output:
+            _process_utility_output(outputs.utility_output, self._client.utility_results)
+        elif outputs.outputs or outputs.scheduler_stats:
+            if self._queue.awaited and self._texts_only and len(outputs.outputs) <= self._most:
+                self._step(outputs)
+            else:
+                self._queue.put_nowait(outputs)
+
+    def _step(self, outputs: Any) -> None:
+        """As a turn of vLLM's output handler."""
+        llm = self._llm
+        stats = IterationStats() if llm.log_stats and outputs.outputs else None
+        if outputs.outputs:
+            processed = llm.output_processor.process_outputs(
+                outputs.outputs, outputs.timestamp, stats, weight_version=outputs.weight_version
+            )
+            if processed.reqs_to_abort:
+                self._abort(processed.reqs_to_abort)
+        llm.output_processor.update_scheduler_stats(outputs.scheduler_stats)
+        if llm.logger_manager:
+            llm.logger_manager.record(
+                engine_idx=outputs.engine_index,
+                scheduler_stats=outputs.scheduler_stats,
+                iteration_stats=stats,
+                mm_cache_stats=llm.renderer.stat_mm_cache(),
+            )
+
+    def _abort(self, request_ids: list[str]) -> None:
+        """Tell the engine core of requests that a stop string has ended."""
+        task = self._loop.create_task(self._client.abort_requests_async(request_ids))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+
+def read_steps(llm: ObservedLLM) -> None:
+    """Before anything is asked of the engine. vLLM's own reader stays with several engine
+    cores, and with ones that report more than outputs."""
+    client = llm.engine_core
+    usual = type(client) is AsyncMPClient and client.resources.output_queue_task is None
+    if usual and not client.vllm_config.parallel_config.enable_fault_tolerance:
+        Steps(llm)
+
+
+class _Queue(asyncio.Queue[Any]):
+    """vLLM's queue of what its handler is to do. ``awaited``: the handler has nothing to do,
+    and waits."""
+
+    awaited = False
+
+    async def get(self) -> Any:
+        self.awaited = self.empty()
+        try:
+            return await super().get()
+        finally:
+            self.awaited = False
+
+    def put_nowait(self, item: Any) -> None:
+        self.awaited = False
+        super().put_nowait(item)
