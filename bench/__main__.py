@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bench.added import Added
 from bench.client import BenchError
+from bench.floor import Floor
 from bench.gaps import LongPrompts
 from bench.goals import Verdict, judge
 from bench.idle import Idle
@@ -31,7 +32,7 @@ from bench.streams import DEMO, TINY
 from bench.turns import go_first
 from bench.values import Found, rows
 
-PARTS: tuple[Part, ...] = (TINY, DEMO, Added(), LongPrompts(), Starts(), Idle())
+PARTS: tuple[Part, ...] = (TINY, Floor(), DEMO, Added(), LongPrompts(), Starts(), Idle())
 WIDTH = 110
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 

@@ -1,12 +1,14 @@
 """A part: what a server adds to the bare engine's time to first token.
 
-One request at a time, in blocks: llmserve, vLLM's own server, the bare engine, in an order
-that changes from round to round. Prompts and token ids are the same for all three.
+One request at a time, in blocks: llmserve, vLLM's own server, the least server, the bare
+engine, in an order that changes from round to round. Prompts and token ids are the same for
+all of them but the least server, whose prompts have no template around them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 import httpx
 
@@ -14,12 +16,13 @@ from bench import models
 from bench.bare_engine import TOKENS, BareEngine
 from bench.cases import MODEL, Case, Dialect
 from bench.client import drive
+from bench.least_server import LEAST, start_least
 from bench.parts import Setup
 from bench.programs import Program, settle
 from bench.replies import read
 from bench.servers import Server, running
 from bench.stats import percentile
-from bench.values import BARE, Found, Value
+from bench.values import BARE, Found, Value, rounds
 
 BLOCK, QUICK_BLOCK = 200, 8
 PERCENTS = (50, 99)
@@ -41,10 +44,12 @@ class Added:
         block = QUICK_BLOCK if setup.quick else BLOCK
         case = Case(KEY, Dialect.CHAT, 1, block, TOKENS)
         bare = BareEngine(model, setup.arguments, setup.folder / "bare.log")
+        least = start_least(model, setup.arguments, setup.folder)
         try:
             with running(model, setup.arguments, setup.folder) as servers:
+                least.wait_ready()
                 found = Found()
-                everybody = [*servers, bare]
+                everybody = [*servers, least, bare]
                 prompts = _token_ids(servers[-1], case)
                 for number in range(-1, setup.rounds):
                     setup.say(f"round {number + 1}/{setup.rounds}: {KEY}")
@@ -55,7 +60,11 @@ class Added:
                     if number >= 0:
                         found.values += _values(number, times)
         finally:
+            least.stop()
             bare.stop()
+        for percent in PERCENTS:
+            added = rounds(found.values, f"{KEY} p{percent} ms", LEAST)
+            found.notes[f"{LEAST}: {KEY} p{percent} ms"] = round(median(added), 2)
         return found
 
 

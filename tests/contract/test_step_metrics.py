@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,23 +98,24 @@ def _labels(series: dict[str, float]) -> str:
 
 def test_many_values_are_observed_as_one_by_one() -> None:
     pytest.importorskip("vllm")
-    from llmserve.engine.vllm.step_metrics import observe_all
+    from llmserve.engine.vllm.step_metrics import QuickHistogram, observe_all
 
     registry = CollectorRegistry()
-    one = Histogram("one", "", registry=registry, buckets=(0.1, 1.0, 2.0))
-    all_ = Histogram("two", "", registry=registry, buckets=(0.1, 1.0, 2.0))
+    bounds = (0.1, 1.0, 2.0)
+    one = Histogram("one", "", registry=registry, buckets=bounds)
+    all_ = Histogram("two", "", registry=registry, buckets=bounds)
+    quick = QuickHistogram("three", "", ("of",), registry=registry, buckets=bounds).labels("x")
     values = [0.05, 0.1, 0.100001, 1.5, 2.0, 7.0, 7.0]
     for value in values:
         one.observe(value)
+        quick.observe(value)
     observe_all(all_, values)
     observe_all(all_, [])
-    first, second = (
-        [
-            line.partition("{")[2]
-            for line in generate_latest(registry).decode().splitlines()
-            if name in line and "bucket" in line
-        ]
-        for name in ("one", "two")
+    exposed = generate_latest(registry).decode()
+    first, *others = (
+        re.findall(rf'^{name}_bucket{{.*le="([^"]+)".*}} (.*)$', exposed, re.MULTILINE)
+        for name in ("one", "two", "three")
     )
-    assert first == second
+    assert others == [first, first]
     assert len(first) == 4
+    assert quick._sum.get() == one._sum.get()

@@ -25,8 +25,23 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 HOLD_SECONDS = 0.1
 
 
+class QuickHistogram(Histogram):
+    """Finds the bucket of a value by halves. A request that ends is observed a dozen times,
+    in histograms of up to thirty buckets."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """As ``Histogram.observe``."""
+        if exemplar is not None:
+            super().observe(amount, exemplar)
+            return
+        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
+
+
 class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untyped here
     """As ``PrometheusStatLogger``, which vLLM does not add where there is one of its kind."""
+
+    _histogram_cls = QuickHistogram
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
         self._held: dict[int, _Held] = {}

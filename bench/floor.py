@@ -1,0 +1,71 @@
+"""A part: what the least server costs, beside vLLM's own.
+
+It judges nothing. Where a goal is missed, this says how much of the cost is the engine's
+client and HTTP, which every server in Python around this engine has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from statistics import median
+
+from bench import models
+from bench.cases import Case, Dialect
+from bench.least_server import LEAST, start_least
+from bench.parts import Setup
+from bench.runner import Sample, run_rounds
+from bench.servers import start_theirs
+from bench.stats import paired_ratio
+from bench.values import THEIRS, Found
+
+KEY = "least server"
+CASES = (
+    Case("chat stream", Dialect.CHAT, 64, 128, 96),
+    Case("completions stream", Dialect.COMPLETION, 16, 128, 96),
+    Case("chat one token", Dialect.CHAT, 16, 640, 1, streaming=False),
+    Case("completions one token", Dialect.COMPLETION, 16, 640, 1, streaming=False),
+)
+
+
+class Floor:
+    """CPU per token and per request, on the tiny model."""
+
+    name = "what the least server costs"
+
+    def keys(self, setup: Setup) -> list[str]:
+        """One thing, and only with vLLM."""
+        return [KEY] if setup.with_vllm else []
+
+    async def measure(self, setup: Setup) -> Found:
+        """Both servers in turns."""
+        model = models.tiny(setup.folder)
+        cases = [
+            Case(c.name, c.dialect, c.streams, c.streams, 8 if c.streaming else 1, c.streaming)
+            if setup.quick
+            else c
+            for c in CASES
+        ]
+        with ExitStack() as stack:
+            servers = []
+            for start in (start_least, start_theirs):
+                servers.append(start(model, setup.arguments, setup.folder))
+                stack.callback(servers[-1].stop)
+            for server in servers:
+                server.wait_ready()
+            samples = await run_rounds(servers, cases, setup.rounds, setup.say)
+        notes = {f"{KEY} ÷ vllm, CPU, {case.key}": _compared(samples, case) for case in cases}
+        return Found(notes=notes)
+
+
+def _compared(samples: Sequence[Sample], case: Case) -> str:
+    """The ratio with its range, and the median in µs."""
+    mine, theirs = (
+        [s.cpu_us_per_token for s in samples if (s.case, s.server) == (case.key, server)]
+        for server in (LEAST, THEIRS)
+    )
+    ratio = paired_ratio(mine, theirs)
+    if ratio is None:
+        return "not to be seen"
+    found = f"{ratio.middle:.2f} ({ratio.least:.2f} … {ratio.greatest:.2f})"
+    return f"{found}, {median(mine):.0f} µs"
