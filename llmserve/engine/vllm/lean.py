@@ -163,16 +163,21 @@ class _Stream:
         first: Json | None,
         body_of: Callable[[str], Json],
     ) -> AsyncGenerator[Event, None]:
-        begun = False
+        begun, push = False, self._pusher(head, body_of)
         async with aclosing(pieces):
             async for piece in pieces:
                 if not begun:
                     begun = True
                     if first is not None:
                         yield Event(head | {"choices": [first]})
-                    self._client.tap.push = self._pusher(head, body_of)
-                self._completion_tokens += len(piece.token_ids)
-                if piece.text or piece.finish_reason is not None or not self._shape.skips_empty:
+                    self._client.tap.push = push
+                # Whoever asks for the next event has sent the one before it: where the short
+                # way is open, a text that waited here can take it too.
+                count, last = len(piece.token_ids), piece.finish_reason is not None
+                if push is not None and not last and push(piece.text, count):
+                    continue
+                self._completion_tokens += count
+                if piece.text or last or not self._shape.skips_empty:
                     yield self._event(head, body_of(piece.text), piece)
         if self._shape.usage_asked:
             yield self._end(head)
