@@ -35,7 +35,8 @@ def difference(before: dict[str, float], after: dict[str, float]) -> dict[str, f
 
 def steps() -> list[tuple[Any, Any]]:
     """Steps of all kinds, as an engine makes them: most of them quiet."""
-    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+    from vllm.v1.engine import FinishReason
+    from vllm.v1.metrics.stats import FinishedRequestStats, IterationStats, SchedulerStats
 
     chance, made = random.Random(5), []  # noqa: S311  # the same steps each time
     for number in range(200):
@@ -46,9 +47,32 @@ def steps() -> list[tuple[Any, Any]]:
         scheduler.num_running_reqs, scheduler.kv_cache_usage = running, chance.random()
         if number % 13 == 0:
             iteration.time_to_first_tokens_iter = [chance.random()]
-            iteration.prompt_token_stats.total = iteration.prompt_token_stats.computed = 30
+            prompts = iteration.prompt_token_stats
+            prompts.total, prompts.computed, prompts.local_cache_hit = 30 + number, 14, 16
+            prompts.cached_tokens, prompts.external_kv_transfer = 16 + number, number
             scheduler.prefix_cache_stats.queries, scheduler.prefix_cache_stats.hits = 30, 16
-        if number % 17 == 0:
+        if number % 11 == 0:
+            iteration.max_num_generation_tokens_iter = [chance.randrange(1, 900)]
+            iteration.n_params_iter = [chance.randrange(1, 4)]
+            iteration.finished_requests = [
+                FinishedRequestStats(
+                    finish_reason=chance.choice(list(FinishReason)),
+                    request_id=f"{number}.{n}",
+                    num_prompt_tokens=chance.randrange(1, 9_000),
+                    num_generation_tokens=chance.randrange(1, 900),
+                    max_tokens_param=chance.choice([None, 16, 900]),
+                    e2e_latency=chance.expovariate(1),
+                    queued_time=chance.expovariate(9),
+                    prefill_time=chance.expovariate(9),
+                    inference_time=chance.expovariate(2),
+                    decode_time=chance.expovariate(2),
+                    mean_time_per_output_token=chance.expovariate(50),
+                    num_cached_tokens=chance.randrange(0, 16),
+                    num_preemptions=chance.randrange(0, 2),
+                )
+                for n in range(chance.randrange(1, 5))
+            ]
+        if number % 67 == 0:
             iteration.num_preempted_reqs = 1
         if number % 19 == 0:
             iteration.inter_token_latencies_iter = []

@@ -4,7 +4,7 @@ vLLM's serving classes turn a body into a pydantic model of a hundred fields, as
 its template, its tokens and its sampling, each with everything that any request may want,
 and build the answer the same way; for a short request that is most of the work of this
 process. A body that has nothing but a text, the usual sampling fields and one answer needs
-none of it: ``plan`` reads a short one at once, ``plan_long`` any other, or they leave it to
+none of it: ``plan`` reads a short one at once, ``plan_long`` a long one, or they leave it to
 vLLM. They refuse nothing but a prompt that is too long, which they have counted: what is
 wrong with a body otherwise is vLLM's to say.
 
@@ -129,7 +129,7 @@ class Direct:
             return None
 
     async def plan_long(self, operation: Operation, body: Json) -> Plan | None:
-        """As ``plan``, for a prompt of any length. Raises ``PromptTooLong``."""
+        """As ``plan``, for a long prompt. Raises ``PromptTooLong``."""
         arrived_at = time.time()
         try:
             if operation not in self._serving or not _is_usual(operation, body):

@@ -5,7 +5,7 @@ anew for each request, and hands one text to the tokenizer as a batch with every
 a batch may need. Here the compiled template is kept, and the tokenizer gives nothing but
 ids. ``make_prompts`` compares both on the model's own template before it trusts this one.
 
-Short texts are encoded where they are, long ones in a thread of their own. Both use one
+Short texts are encoded where they are, long ones in threads of our own. All use one
 tokenizer, which several threads may read and none may change meanwhile: it would wait for
 the longest text. So it is changed only by the event loop, and only while ``busy`` is false.
 
@@ -56,21 +56,27 @@ class Prompts:
     """Ids of the tokens of a prompt, or ``None`` for what is left to vLLM."""
 
     def __init__(
-        self, tokenizer: TokenizersBackend, render: Callable[[list[Any]], str] | None
+        self,
+        tokenizer: TokenizersBackend,
+        render: Callable[[list[Any]], str] | None,
+        threads: int = 1,
     ) -> None:
         self._backend = tokenizer._tokenizer
         self._render = render
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prompts")
+        self._closed = False
         self._aside: set[Future[Counted | None]] = set()
 
     @property
     def busy(self) -> bool:
-        """Whether the thread reads the tokenizer, so that nobody may change it."""
+        """Whether a thread reads the tokenizer, so that nobody may change it."""
         return bool(self._aside)
 
     def close(self) -> None:
-        """Begin no more long prompts."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Begin no more long prompts: those that wait are left to vLLM, which knows that the
+        engine is gone."""
+        self._closed = True
+        self._threads.shutdown(wait=False)
 
     def chat(self, messages: Any) -> list[int] | None:
         """Of a short conversation: messages of a role and a text, and nothing else in them."""
@@ -89,17 +95,19 @@ class Prompts:
         return self._encode(prompt, special=True) if prompt and are_short([prompt]) else None
 
     async def long_chat(self, messages: Any, most: int, most_chars: int) -> Counted | None:
-        """As ``chat``, of a conversation of any length, in the thread. More than ``most``
+        """As ``chat``, of a long conversation, in a thread. More than ``most``
         tokens are counted only, more than ``most_chars`` characters are left to vLLM, which
         refuses them. Raises what the template raises."""
         render = self._render
-        if render is None or _plain_texts(messages) is None:
+        if render is None or (texts := _plain_texts(messages)) is None or are_short(texts):
             return None
         return await self._in_thread(lambda: render(messages), False, most, most_chars)
 
     async def long_text(self, prompt: str, most: int, most_chars: int) -> Counted | None:
-        """As ``text``, of any length."""
-        return await self._in_thread(lambda: prompt, True, most, most_chars) if prompt else None
+        """As ``text``, of a long one."""
+        if are_short([prompt]):
+            return None
+        return await self._in_thread(lambda: prompt, True, most, most_chars)
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         self._take_limits_off()
@@ -117,7 +125,12 @@ class Prompts:
     async def _in_thread(
         self, render: Callable[[], str], special: bool, most: int, most_chars: int
     ) -> Counted | None:
+        if self._closed:
+            return None
+
         def counted() -> Counted | None:
+            if self._closed:
+                return None
             text = render()
             if len(text) > most_chars:
                 return None
@@ -128,7 +141,7 @@ class Prompts:
             return Counted(count, encoding.ids if count <= most else None)
 
         self._take_limits_off()
-        job = self._thread.submit(counted)
+        job = self._threads.submit(counted)
         self._aside.add(job)
         # Not when the request is given up, but when the thread has done with it.
         job.add_done_callback(self._aside.discard)
@@ -178,12 +191,14 @@ def _trusted(make: Callable[[], Prompts | None]) -> Prompts | None:
 
 
 def _texts(tokenizer: TokenizersBackend, renderer: Any) -> Prompts | None:
-    prompts = Prompts(tokenizer, None)
+    prompts = Prompts(tokenizer, None, renderer.model_config.renderer_num_workers)
     return prompts if _agree_on_text(prompts, renderer) else None
 
 
 def _chats(tokenizer: TokenizersBackend, renderer: Any, online: Any) -> Prompts | None:
-    prompts = Prompts(tokenizer, _chat_renderer(tokenizer, renderer.model_config, online))
+    model = renderer.model_config
+    render = _chat_renderer(tokenizer, model, online)
+    prompts = Prompts(tokenizer, render, model.renderer_num_workers)
     return prompts if _agree_on_chats(prompts, renderer, online) else None
 
 

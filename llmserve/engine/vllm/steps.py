@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 from vllm import envs
 from vllm.v1.engine.core_client import AsyncMPClient, _process_utility_output
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats
 
 if TYPE_CHECKING:
@@ -54,10 +55,8 @@ class Steps:
         self._loop.call_soon(self._read)  # The socket tells of changes only.
 
     def cancel(self) -> None:
-        """Read no more; idempotent."""
-        if self._fd is not None:
-            self._loop.remove_reader(self._fd)
-            self._fd = None
+        """Read no more, and let vLLM's handler tell all requests; idempotent."""
+        self._end(EngineDeadError())
 
     def done(self) -> bool:
         """Whether it has been cancelled, or has failed."""
@@ -69,12 +68,19 @@ class Steps:
                 if self.done() or not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
                     return
                 self._take(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
-        except Exception as error:
-            # As vLLM's reader: its handler tells all requests, and the engine has ended.
-            self.cancel()
-            self._queue.put_nowait(error)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # The tokenizer's panics are no Exceptions.
+            self._end(error if isinstance(error, Exception) else RuntimeError(repr(error)))
             return
         self._loop.call_soon(self._read)
+
+    def _end(self, error: Exception) -> None:
+        """Stop reading because of this. As in vLLM the engine is over then."""
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+            self._fd = None
+            self._queue.put_nowait(error)
 
     def _take(self, frames: list[Any]) -> None:
         self._resources.validate_alive(frames)
@@ -110,7 +116,13 @@ class Steps:
         """Tell the engine core of requests that a stop string has ended."""
         task = self._loop.create_task(self._client.abort_requests_async(request_ids))
         self._aborts.add(task)
-        task.add_done_callback(self._aborts.discard)
+        task.add_done_callback(self._aborted)
+
+    def _aborted(self, task: asyncio.Task[None]) -> None:
+        self._aborts.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._end(error)
 
 
 def read_steps(llm: ObservedLLM) -> None:

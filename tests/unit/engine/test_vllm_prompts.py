@@ -183,5 +183,35 @@ async def test_a_long_text_that_is_given_up_is_read_to_its_end(inline: InlineRen
     assert given_up.cancelled()
     assert prompts.busy
     read_on.set()
-    await asyncio.to_thread(prompts._thread.shutdown)
+    await asyncio.to_thread(prompts._threads.shutdown)
     assert not prompts.busy
+
+
+@pytest.mark.anyio
+async def test_what_waits_when_the_engine_ends_is_left_to_vllm(inline: InlineRenderer) -> None:
+    prompts = make_prompts(inline, online(None))
+    assert prompts is not None
+    begun, read_on = threading.Event(), threading.Event()
+
+    def render() -> str:
+        begun.set()
+        return str(read_on.wait(60))
+
+    first = asyncio.ensure_future(prompts._in_thread(render, False, *LIMITS))
+    assert await asyncio.to_thread(begun.wait, 60)
+    second = asyncio.ensure_future(prompts.long_text("word " * 1000, *LIMITS))
+    await asyncio.sleep(0)
+    prompts.close()
+    read_on.set()
+    assert await first
+    assert await second is None
+    assert await prompts.long_text("word " * 1000, *LIMITS) is None
+
+
+@pytest.mark.anyio
+async def test_a_short_prompt_is_not_read_as_a_long_one(inline: InlineRenderer) -> None:
+    """It was not plain, or not right; it must not wait for long ones to be told so."""
+    prompts = make_prompts(inline, online(None))
+    assert prompts is not None
+    assert await prompts.long_text("word", *LIMITS) is None
+    assert await prompts.long_chat([{"role": "user", "content": "word"}], *LIMITS) is None

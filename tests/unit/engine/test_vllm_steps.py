@@ -190,6 +190,51 @@ async def test_the_end_of_the_engine_is_told_to_all_requests() -> None:
         assert engine.steps.done()
 
 
+async def test_an_engine_that_says_nothing_any_more_has_ended_too() -> None:
+    """Killed: vLLM's monitor closes the socket and cancels the reader."""
+    async with an_engine() as engine:
+        engine.handle()
+        await until(lambda: engine.client.outputs_queue.awaited)
+        engine.client.resources()
+        await until(lambda: bool(engine.failures))
+        assert isinstance(engine.failures[0], EngineDeadError)
+
+
+class Panic(BaseException):
+    """As the tokenizer's."""
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), Panic("odd")], ids=repr)
+async def test_a_step_that_fails_is_told_to_all_requests(error: BaseException) -> None:
+    async with an_engine() as engine:
+        engine.handle()
+        await until(lambda: engine.client.outputs_queue.awaited)
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        engine.llm.output_processor.process_outputs = fail
+        await engine.say(["a"])
+        await until(lambda: bool(engine.failures))
+        assert str(error) in str(engine.failures[0])
+        assert engine.steps.done()
+
+
+async def test_an_abort_that_fails_ends_the_engine() -> None:
+    async with an_engine() as engine:
+        engine.handle()
+        await until(lambda: engine.client.outputs_queue.awaited)
+
+        async def fail(_: Any) -> None:
+            raise ValueError("not sent")
+
+        engine.client.abort_requests_async = fail
+        engine.stop_strings["0.0"] = ["0.0"]
+        await told(engine, [1])
+        await until(lambda: bool(engine.failures))
+        assert "not sent" in str(engine.failures[0])
+
+
 async def test_after_the_end_nothing_is_read() -> None:
     async with an_engine() as engine:
         engine.handle()
