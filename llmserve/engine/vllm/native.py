@@ -148,6 +148,7 @@ async def _render_plain(
             else prompts.long_chat(messages, *most)
         )
     except Exception:  # A template refuses a conversation by raising anything it likes.
+        log.debug("a prompt is left to vLLM", exc_info=True)
         return None
     if counted is None:
         return None

@@ -140,6 +140,19 @@ def test_anything_else_is_left_to_vllm(inline: InlineRenderer, messages: Any) ->
 LIMITS = (10**6, 10**6)
 
 
+async def begin_long(prompts: Prompts) -> tuple[asyncio.Future[Any], threading.Event]:
+    """A long prompt that is being read, until the event is set."""
+    begun, read_on = threading.Event(), threading.Event()
+
+    def render() -> str:
+        begun.set()
+        return str(read_on.wait(60))
+
+    reading = asyncio.ensure_future(prompts._in_thread(render, False, *LIMITS))
+    assert await asyncio.to_thread(begun.wait, 60)
+    return reading, read_on
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("seed", range(8))
 async def test_a_long_conversation_is_read_as_vllm_reads_it(
@@ -155,7 +168,7 @@ async def test_a_long_conversation_is_read_as_vllm_reads_it(
             "role": chance.choice(("user", "assistant")),
             "content": "".join(chance.choices(parts, k=k)),
         }
-        for k in (chance.randint(1, 2_000) for _ in range(chance.randint(1, 60)))
+        for k in (chance.randint(500, 2_000) for _ in range(chance.randint(1, 60)))
     ]
     expected = by_vllm(inline, settings, messages)
     counted = await prompts.long_chat(messages, *LIMITS)
@@ -170,14 +183,7 @@ async def test_a_long_text_that_is_given_up_is_read_to_its_end(inline: InlineRen
     """Only then may anybody change the tokenizer."""
     prompts = make_prompts(inline, online(None))
     assert prompts is not None
-    begun, read_on = threading.Event(), threading.Event()
-
-    def render() -> str:
-        begun.set()
-        return str(read_on.wait(60))
-
-    given_up = asyncio.ensure_future(prompts._in_thread(render, False, *LIMITS))
-    assert await asyncio.to_thread(begun.wait, 60)
+    given_up, read_on = await begin_long(prompts)
     given_up.cancel()
     await asyncio.wait([given_up])
     assert given_up.cancelled()
@@ -191,14 +197,7 @@ async def test_a_long_text_that_is_given_up_is_read_to_its_end(inline: InlineRen
 async def test_what_waits_when_the_engine_ends_is_left_to_vllm(inline: InlineRenderer) -> None:
     prompts = make_prompts(inline, online(None))
     assert prompts is not None
-    begun, read_on = threading.Event(), threading.Event()
-
-    def render() -> str:
-        begun.set()
-        return str(read_on.wait(60))
-
-    first = asyncio.ensure_future(prompts._in_thread(render, False, *LIMITS))
-    assert await asyncio.to_thread(begun.wait, 60)
+    first, read_on = await begin_long(prompts)
     second = asyncio.ensure_future(prompts.long_text("word " * 1000, *LIMITS))
     await asyncio.sleep(0)
     prompts.close()
