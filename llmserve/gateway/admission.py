@@ -96,7 +96,7 @@ class Admission:
         permit = Permit(self, ticket)
         if not self.in_flight:
             self._drain.begin(self._clock())
-        if not self.waiting and self._fits(ticket):
+        if self._fits(ticket) and self._following() is None:
             self._permits[ticket] = permit
             self._start(ticket)
             return permit
@@ -128,19 +128,18 @@ class Admission:
 
     def _dispatch(self) -> None:
         """Start whoever is next, as long as there is room."""
-        while self.waiting:
-            # Whoever holds its share is passed over; whoever is too large for the room that
-            # is left at this moment is not, or it would wait for ever.
-            entitled = (ticket for ticket in self._heads() if self._may_run(ticket))
-            following = next(entitled, None)
-            if following is None or not self._has_room(following):
-                return
+        while (following := self._following()) is not None and self._has_room(following):
             self._stop_waiting(following)
             self._start(following)
 
-    def _heads(self) -> list[Ticket]:
+    def _following(self) -> Ticket | None:
+        """Whose turn it is among those who wait. Whoever holds its share is passed over;
+        whoever is too large for the room that is left at this moment is not, or it would
+        wait for ever."""
+        if not self.waiting:
+            return None
         heads = (lane.head() for lane in self._lanes.in_turn())
-        return [ticket for ticket in heads if ticket is not None]
+        return next((head for head in heads if head is not None and self._may_run(head)), None)
 
     def _stop_waiting(self, ticket: Ticket) -> None:
         ticket.lane.leave(ticket)

@@ -234,6 +234,17 @@ async def test_the_last_place_is_for_somebody_who_has_none() -> None:
     assert running(door.enter(newcomer)) == [True]
 
 
+async def test_a_place_that_is_kept_needs_no_place_in_the_queue() -> None:
+    door = Door(max_running=8, max_queue=16, reserved_share=0.125)
+    floods = caller("flood"), caller("surge")
+    for flood in floods * 3:
+        door.enter(flood)
+    for flood in floods:
+        told(door, flood)
+    assert (door.admission.running, door.admission.waiting) == (7, 16)
+    assert running(door.enter(caller("newcomer"))) == [True]
+
+
 async def test_one_request_cannot_take_the_whole_engine() -> None:
     door = Door(max_queue=8)
     greedy, other = caller("greedy"), caller("other")
