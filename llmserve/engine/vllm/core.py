@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from argparse import Namespace
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from starlette.datastructures import State
@@ -22,6 +23,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from llmserve.engine.vllm.direct import Direct
 from llmserve.engine.vllm.inline import InlineRenderer, make_inline
+from llmserve.engine.vllm.line import Line, open_line
 from llmserve.engine.vllm.metered import Metered, Plain
 from llmserve.engine.vllm.priming import bound_priming
 from llmserve.engine.vllm.prompts import make_prompts
@@ -67,6 +69,7 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.taken_on: dict[str, list[RequestState]] = {}
         self.trials: Trials | None = None
+        self.line: Line | None = None
         self._numbers = itertools.count()
         super().__init__(*args, **kwargs)
         self.steady = Steady(self.output_processor)
@@ -74,6 +77,11 @@ class ObservedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is untyped here
     def unique(self, request_id: str) -> str:
         """An id that no other request has: clients may choose theirs, and repeat it."""
         return f"{request_id}-{next(self._numbers)}"
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        if self.line is not None:
+            self.line.close()
+        super().shutdown(*args, **kwargs)
 
     async def add_request(self, request_id: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -186,13 +194,16 @@ def create_llm(namespace: Namespace) -> tuple[ObservedLLM, LoadProbe]:
     engine_args = AsyncEngineArgs.from_cli_args(namespace)
     config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     probe = LoadProbe()
-    llm = ObservedLLM(
-        vllm_config=config,
-        executor_class=Executor.get_class(config),
-        log_stats=not engine_args.disable_log_stats,
-        log_requests=False,
-        stat_loggers=[lambda *_: probe, StepMetrics],
-    )
+    line = open_line(config)
+    with line.offered() if line else nullcontext():
+        llm = ObservedLLM(
+            vllm_config=config,
+            executor_class=Executor.get_class(config),
+            log_stats=not engine_args.disable_log_stats,
+            log_requests=False,
+            stat_loggers=[lambda *_: probe, StepMetrics],
+        )
+    llm.line = line
     return llm, probe
 
 
@@ -201,7 +212,7 @@ async def build_core(
 ) -> Core:
     """Put vLLM's serving classes around a started engine. ``grammar_seconds``: the time in
     which a grammar must compile, 0 for no trial."""
-    read_steps(llm)
+    await read_steps(llm)
     tasks = await llm.get_supported_tasks()
     state = State()
     await init_app_state(llm, state, namespace, tasks)

@@ -5,7 +5,7 @@ outputs to the requests: three turns of the event loop and two wake-ups for each
 anything is written to a client. Here the event loop says that the socket can be read, and
 the step is dealt with at once. What vLLM deals with in several turns (very many outputs,
 inputs that are not text) and whatever comes while it does so still goes into its queue, so
-that nothing overtakes.
+that nothing overtakes. Over a line of our own (``line.py``) not even zmq's thread takes part.
 
 The slow twins are ``AsyncMPClient._ensure_output_queue_task`` and
 ``AsyncLLM._run_output_handler`` in vLLM. Where the engine's client is of another kind than
@@ -16,19 +16,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import zmq
 from vllm import envs
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, _process_utility_output
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats
+
+from llmserve.engine.vllm.line import SECOND, Input, Line
+from llmserve.engine.vllm.zmtp import Message, Peer, ProtocolError
 
 if TYPE_CHECKING:
     from llmserve.engine.vllm.core import ObservedLLM
 
 log = logging.getLogger(__name__)
 
+_DEAD = EngineCoreProc.ENGINE_CORE_DEAD
 _AT_ONCE = 4
 """Messages that are dealt with before others get their turn."""
 
@@ -47,6 +54,8 @@ class Steps:
         self._most = envs.VLLM_V1_OUTPUT_PROC_CHUNK_SIZE
         self._texts_only = llm.renderer.mm_processor_cache is None
         self._aborts: set[asyncio.Task[None]] = set()
+        self._backlog: deque[Message] = deque()
+        self._peers: tuple[Peer, ...] = ()
         self._loop = asyncio.get_running_loop()
         self._socket: Any = zmq.Socket.shadow(client.resources.output_socket)
         self._fd: int | None = self._socket.FD
@@ -62,18 +71,57 @@ class Steps:
         """Whether it has been cancelled, or has failed."""
         return self._fd is None
 
-    def _read(self) -> None:
+    async def use(self, line: Line) -> None:
+        """From now on talk with the engine core over ``line``, if it comes."""
         try:
-            for _ in range(_AT_ONCE):
-                if self.done() or not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
-                    return
-                self._take(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
+            self._peers = await line.connect(self._received, self._lost)
+        except (OSError, ProtocolError) as error:  # Among them TimeoutError.
+            log.warning("the engine core did not take the short line: %r", error)
+            return
+        self._client.input_socket = Input(self._peers[0])
+        self._client.client_index = SECOND
+
+    def _received(self, messages: list[Message]) -> None:
+        self._backlog += messages
+        if len(self._backlog) == len(messages):
+            self._work()
+
+    def _work(self) -> None:
+        """Deal with what came over the line."""
+        self._deal(self._backlog.popleft() for _ in range(min(_AT_ONCE, len(self._backlog))))
+        if self._backlog and not self.done():
+            self._loop.call_soon(self._work)
+
+    def _lost(self, error: Exception | None) -> None:
+        if self._peers:
+            log.debug("the line to the engine core has ended: %r", error)
+            self._end(EngineDeadError())
+
+    def _read(self) -> None:
+        """Deal with what came by vLLM's own socket."""
+        if not self.done() and self._deal(self._waiting()) == _AT_ONCE:
+            self._loop.call_soon(self._read)
+
+    def _waiting(self) -> Iterable[Any]:
+        for _ in range(_AT_ONCE):
+            if not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+                return
+            yield self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+
+    def _deal(self, messages: Iterable[Any]) -> int:
+        """How many were dealt with."""
+        count = 0
+        try:
+            for frames in messages:
+                if self.done():
+                    break
+                self._take(frames)
+                count += 1
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # The tokenizer's panics are no Exceptions.
             self._end(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-            return
-        self._loop.call_soon(self._read)
+        return count
 
     def _end(self, error: Exception) -> None:
         """Stop reading because of this. As in vLLM the engine is over then."""
@@ -81,9 +129,13 @@ class Steps:
             self._loop.remove_reader(self._fd)
             self._fd = None
             self._queue.put_nowait(error)
+            for peer in self._peers:
+                peer.close()
 
     def _take(self, frames: list[Any]) -> None:
-        self._resources.validate_alive(frames)
+        if len(frames) == 1 and len(frames[0]) == len(_DEAD) and bytes(frames[0]) == _DEAD:
+            self._resources.engine_dead = True
+            raise EngineDeadError()
         outputs = self._client.decoder.decode(frames)
         if outputs.utility_output:
             _process_utility_output(outputs.utility_output, self._client.utility_results)
@@ -125,13 +177,15 @@ class Steps:
             self._end(error)
 
 
-def read_steps(llm: ObservedLLM) -> None:
+async def read_steps(llm: ObservedLLM) -> None:
     """Before anything is asked of the engine. vLLM's own reader stays with several engine
     cores, and with ones that report more than outputs."""
     client = llm.engine_core
     usual = type(client) is AsyncMPClient and client.resources.output_queue_task is None
     if usual and not client.vllm_config.parallel_config.enable_fault_tolerance:
-        Steps(llm)
+        steps = Steps(llm)
+        if llm.line is not None:
+            await steps.use(llm.line)
 
 
 class _Queue(asyncio.Queue[Any]):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ pytest.importorskip("vllm")
 
 import zmq
 import zmq.asyncio
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, UtilityOutput
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, UtilityOutput, core_client
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources
@@ -23,6 +24,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessorOutput
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder, UtilityResult
 
+from llmserve.engine.vllm import line as line_module
+from llmserve.engine.vllm.line import Line, open_line
 from llmserve.engine.vllm.steps import Steps
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +39,8 @@ class Engine:
 
     def __init__(self, push: Any, pull: Any, *, shadow: object = None) -> None:
         self.push = push
+        self.push_usual: Any = None
+        self.dealer: Any = None
         self.seen: list[str] = []
         self.recorded: list[tuple[bool, bool]] = []
         self.failures: list[Exception] = []
@@ -91,8 +96,17 @@ class Engine:
         self.aborted += request_ids
 
 
+Made = Callable[..., AbstractAsyncContextManager[Engine]]
+
+
+@pytest.fixture(params=["vllm's socket", "line"])
+def an_engine(request: pytest.FixtureRequest) -> Made:
+    """An engine core that speaks over vLLM's socket, or over the line."""
+    return {"vllm's socket": on_vllms_socket, "line": on_a_line}[request.param]
+
+
 @asynccontextmanager
-async def an_engine(**options: Any) -> AsyncIterator[Engine]:
+async def on_vllms_socket(**options: Any) -> AsyncIterator[Engine]:
     with zmq.asyncio.Context() as context:
         pull, push = context.socket(zmq.PULL), context.socket(zmq.PUSH)
         push.connect(f"tcp://127.0.0.1:{pull.bind_to_random_port('tcp://127.0.0.1')}")
@@ -105,6 +119,36 @@ async def an_engine(**options: Any) -> AsyncIterator[Engine]:
                 engine.llm.output_handler.cancel()
             pull.close(0)
             push.close(0)
+
+
+@asynccontextmanager
+async def on_a_line(**options: Any) -> AsyncIterator[Engine]:
+    """What it says on vLLM's socket is ``push_usual``; ``dealer`` hears what it is told."""
+    async with on_vllms_socket(**options) as engine:
+        addresses = offered(line := Line())
+        with zmq.asyncio.Context() as context:
+            push, dealer = context.socket(zmq.PUSH), context.socket(zmq.DEALER)
+            dealer.connect(addresses.inputs[-1])
+            push.connect(addresses.outputs[-1])
+            await dealer.send(b"here")
+            await engine.steps.use(line)
+            engine.push_usual, engine.push, engine.dealer = engine.push, push, dealer
+            try:
+                yield engine
+            finally:
+                engine.steps.cancel()
+                dealer.close(0)
+                push.close(0)
+
+
+def offered(line: Line) -> SimpleNamespace:
+    """The addresses that an engine core is started with."""
+    addresses = SimpleNamespace(inputs=["vllm's"], outputs=["vllm's"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_client, "launch_core_engines", lambda *args: args[-1])
+        with line.offered():
+            assert core_client.launch_core_engines(None, None, True, addresses) is addresses
+    return addresses
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -126,7 +170,7 @@ async def told(engine: Engine, sizes: list[int]) -> None:
     await until(lambda: len(engine.recorded) == sum(map(bool, sizes)))
 
 
-async def test_small_steps_are_dealt_with_at_once() -> None:
+async def test_small_steps_are_dealt_with_at_once(an_engine: Made) -> None:
     async with an_engine() as engine:
         engine.handle()
         await until(lambda: engine.client.outputs_queue.awaited)
@@ -136,14 +180,16 @@ async def test_small_steps_are_dealt_with_at_once() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_nothing_overtakes_a_step_that_takes_several_turns(seed: int) -> None:
+async def test_nothing_overtakes_a_step_that_takes_several_turns(
+    an_engine: Made, seed: int
+) -> None:
     async with an_engine() as engine:
         engine.handle()
         chance = random.Random(seed)  # noqa: S311  # sizes
         await told(engine, [chance.choice((1, 2, CHUNK + 1, 5 * CHUNK)) for _ in range(40)])
 
 
-async def test_what_comes_before_the_handler_waits_for_it() -> None:
+async def test_what_comes_before_the_handler_waits_for_it(an_engine: Made) -> None:
     async with an_engine() as engine:
         await engine.say(["a"])
         await engine.say(["b"])
@@ -153,7 +199,7 @@ async def test_what_comes_before_the_handler_waits_for_it() -> None:
         await until(lambda: engine.seen == ["a", "b"])
 
 
-async def test_inputs_that_are_not_text_are_left_to_vllm() -> None:
+async def test_inputs_that_are_not_text_are_left_to_vllm(an_engine: Made) -> None:
     async with an_engine(shadow=SimpleNamespace(invalidate=print)) as engine:
         engine.handle()
         await until(lambda: engine.client.outputs_queue.awaited)
@@ -161,7 +207,7 @@ async def test_inputs_that_are_not_text_are_left_to_vllm() -> None:
         assert not engine.steps._texts_only
 
 
-async def test_a_stop_string_ends_the_request_in_the_engine() -> None:
+async def test_a_stop_string_ends_the_request_in_the_engine(an_engine: Made) -> None:
     async with an_engine() as engine:
         engine.handle()
         await until(lambda: engine.client.outputs_queue.awaited)
@@ -170,7 +216,7 @@ async def test_a_stop_string_ends_the_request_in_the_engine() -> None:
         await until(lambda: engine.aborted == ["0.0", "0.1"])
 
 
-async def test_answers_of_the_engine_reach_who_asked() -> None:
+async def test_answers_of_the_engine_reach_who_asked(an_engine: Made) -> None:
     async with an_engine() as engine:
         asked = asyncio.get_running_loop().create_future()
         engine.client.utility_results[7] = asked
@@ -179,7 +225,7 @@ async def test_answers_of_the_engine_reach_who_asked() -> None:
         assert engine.recorded == []
 
 
-async def test_the_end_of_the_engine_is_told_to_all_requests() -> None:
+async def test_the_end_of_the_engine_is_told_to_all_requests(an_engine: Made) -> None:
     async with an_engine() as engine:
         engine.handle()
         await until(lambda: engine.client.outputs_queue.awaited)
@@ -190,7 +236,7 @@ async def test_the_end_of_the_engine_is_told_to_all_requests() -> None:
         assert engine.steps.done()
 
 
-async def test_an_engine_that_says_nothing_any_more_has_ended_too() -> None:
+async def test_an_engine_that_says_nothing_any_more_has_ended_too(an_engine: Made) -> None:
     """Killed: vLLM's monitor closes the socket and cancels the reader."""
     async with an_engine() as engine:
         engine.handle()
@@ -205,7 +251,9 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), Panic("odd")], ids=repr)
-async def test_a_step_that_fails_is_told_to_all_requests(error: BaseException) -> None:
+async def test_a_step_that_fails_is_told_to_all_requests(
+    an_engine: Made, error: BaseException
+) -> None:
     async with an_engine() as engine:
         engine.handle()
         await until(lambda: engine.client.outputs_queue.awaited)
@@ -220,7 +268,7 @@ async def test_a_step_that_fails_is_told_to_all_requests(error: BaseException) -
         assert engine.steps.done()
 
 
-async def test_an_abort_that_fails_ends_the_engine() -> None:
+async def test_an_abort_that_fails_ends_the_engine(an_engine: Made) -> None:
     async with an_engine() as engine:
         engine.handle()
         await until(lambda: engine.client.outputs_queue.awaited)
@@ -235,7 +283,7 @@ async def test_an_abort_that_fails_ends_the_engine() -> None:
         assert "not sent" in str(engine.failures[0])
 
 
-async def test_after_the_end_nothing_is_read() -> None:
+async def test_after_the_end_nothing_is_read(an_engine: Made) -> None:
     async with an_engine() as engine:
         engine.handle()
         await told(engine, [1])
@@ -245,3 +293,77 @@ async def test_after_the_end_nothing_is_read() -> None:
         for _ in range(20):
             await asyncio.sleep(0.005)
         assert engine.seen == ["0.0"]
+
+
+async def test_what_is_asked_goes_over_the_line() -> None:
+    async with on_a_line() as engine:
+        request = (b"\0\0", b"\1", b"a request", memoryview(b"a tensor" * 100_000))
+        await engine.client.input_socket.send_multipart(request, copy=False)
+        assert await engine.dealer.recv_multipart() == list(map(bytes, request[1:]))
+        assert engine.client.client_index == 1
+
+
+async def test_vllms_own_socket_is_still_heard() -> None:
+    async with on_a_line() as engine:
+        engine.handle()
+        await told(engine, [2])
+        engine.push = engine.push_usual
+        engine.seen.clear()
+        engine.recorded.clear()
+        await told(engine, [1, 2])
+
+
+async def test_an_engine_that_is_killed_is_noticed_by_its_line() -> None:
+    async with on_a_line() as engine:
+        engine.handle()
+        await told(engine, [1])
+        engine.push.close(0)
+        await until(lambda: bool(engine.failures))
+        assert isinstance(engine.failures[0], EngineDeadError)
+
+
+async def test_an_engine_that_does_not_come_to_the_line_is_heard_as_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(line_module, "_CONNECT_SECONDS", 0.05)
+    async with on_vllms_socket() as engine:
+        engine.handle()
+        line = Line()
+        context = zmq.Context()
+        half = context.socket(zmq.DEALER)
+        half.connect(offered(line).inputs[-1])
+        await engine.steps.use(line)
+        half.close(0)
+        context.term()
+        assert "did not take the short line" in caplog.text
+        assert not hasattr(engine.client, "input_socket")
+        await told(engine, [1, 2])
+        assert engine.failures == []
+
+
+def test_only_an_engine_that_is_one_process_here_gets_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def config(**parallel: Any) -> Any:
+        usual = {"data_parallel_size": 1, "nnodes": 1}
+        more = {"enable_fault_tolerance": False, "enable_elastic_ep": False}
+        return SimpleNamespace(parallel_config=SimpleNamespace(**usual | more | parallel))
+
+    line = open_line(config())
+    assert line is not None
+    line.close()
+    line.close()
+    for several in ("data_parallel_size", "nnodes"):
+        assert open_line(config(**{several: 2})) is None
+    for other in ("enable_fault_tolerance", "enable_elastic_ep"):
+        assert open_line(config(**{other: True})) is None
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path / ("long" * 40)))
+    assert open_line(config()) is None
+
+
+def test_a_start_that_fails_leaves_no_socket() -> None:
+    line = Line()
+    folder = Path(line._folder.name)
+    with pytest.raises(RuntimeError), line.offered():
+        raise RuntimeError("no memory")
+    assert not folder.exists()
