@@ -20,6 +20,7 @@ from llmserve.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from llmserve.http.context import header
 from llmserve.http.departure import ClientGone
 from llmserve.settings import LimitSettings
 
@@ -62,18 +63,18 @@ def decode_object(body: bytes | bytearray, max_depth: int) -> dict[str, Any]:
 
 
 def _check_type(request: Request) -> None:
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = (header(request.scope, b"content-type") or "").partition(";")[0].strip().lower()
     if not given:
         raise UnsupportedMediaType("Content-Type is missing; it must be application/json.")
     if given != "application/json" and not given.endswith("+json"):
         raise UnsupportedMediaType(f"Content-Type must be application/json, not {given[:80]!r}.")
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    coding = (header(request.scope, b"content-encoding") or "identity").strip().lower()
     if coding != "identity":
         raise UnsupportedMediaType(f"Content-Encoding is {coding[:40]!r}; only identity is taken.")
 
 
 async def _read(request: Request, most: int, timeout_s: float) -> bytes | bytearray:
-    declared = request.headers.get("content-length", "")
+    declared = header(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
     has_arrived = request.scope["state"].get("has_arrived")

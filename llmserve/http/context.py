@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from llmserve.gateway.entry import Entry
 from llmserve.services import Services
@@ -26,6 +27,15 @@ def caller(request: Request) -> Caller:
     return cast(Caller, getattr(request.state, "caller", ANONYMOUS))
 
 
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that name (in lower case). Starlette's mapping makes an error and
+    catches it for each one that is missing, and most are."""
+    for given, value in scope["headers"]:
+        if given == name:
+            return str(value, "latin-1")
+    return None
+
+
 def base_url(request: Request) -> str:
     """``scheme://host[:port]`` as the client sees this server."""
-    return f"{request.scope['scheme']}://{request.headers.get('host', '')}"
+    return f"{request.scope['scheme']}://{header(request.scope, b'host') or ''}"

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from llmserve.engine.protocol import Engine
 from llmserve.errors import InvalidRequest
 from llmserve.gateway.demand import Demand, estimate_tokens
+from llmserve.http.context import header
 
 TIMEOUT_HEADER = "x-request-timeout"
 
@@ -47,7 +48,7 @@ def demand_of(
 
 
 def _header_timeout(request: Request) -> float | None:
-    text = request.headers.get(TIMEOUT_HEADER)
+    text = header(request.scope, TIMEOUT_HEADER.encode())
     if text is None:
         return None
     try:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.errors import Forbidden, InternalError, LlmserveError, NotFound, Unauthenticated
 from llmserve.gateway.entry import Entry, outcome_of_status
+from llmserve.http.context import header
 from llmserve.http.departure import ClientGone
 from llmserve.http.envelopes import error_response, protocol_of
 from llmserve.http.event_stream import ReaderStalled
@@ -52,7 +53,7 @@ class RequestId:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        given = header(scope, b"x-request-id") or ""
         request_id = given if _CLIENT_ID.fullmatch(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
 
@@ -137,7 +138,7 @@ class Authentication:
             policy = self._guide().policy(scope["path"])
             caller = None
             if not policy.opened(self._settings):
-                caller = self._authenticate(Headers(scope=scope), query_key, policy)
+                caller = self._authenticate(scope, query_key, policy)
         except (Unauthenticated, Forbidden, NotFound) as error:
             _fail(scope, error)
             response = error_response(error, protocol_of(scope["path"]), _request_id(scope))
@@ -150,10 +151,10 @@ class Authentication:
                 entry.caller = caller
         await self.app(scope, receive, send)
 
-    def _authenticate(self, headers: Headers, query_key: str | None, policy: Policy) -> Caller:
-        self._check_origin(headers.get("origin"))
+    def _authenticate(self, scope: Scope, query_key: str | None, policy: Policy) -> Caller:
+        self._check_origin(header(scope, b"origin"))
         caller = self._authenticator.authenticate(
-            headers.get("authorization"), headers.get("x-api-key"), query_key
+            header(scope, b"authorization"), header(scope, b"x-api-key"), query_key
         )
         if policy.scopes and policy.scopes.isdisjoint(caller.scopes):
             needed = " or ".join(sorted(scope.value for scope in policy.scopes))

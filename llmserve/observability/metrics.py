@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -19,6 +19,7 @@ from prometheus_client.utils import floatToGoString
 
 from llmserve import __version__
 from llmserve.gateway.entry import UNKNOWN_MODEL, Entry
+from llmserve.histogram import HeldHistogram
 from llmserve.types import GAP_BUCKETS, Meter, Outcome
 
 _SECONDS = (
@@ -75,12 +76,12 @@ class _Series:
     """What the requests of one route to one model are counted on."""
 
     outcomes: dict[Outcome, Counter]
-    duration: Histogram
-    queue: Histogram
+    duration: HeldHistogram
+    queue: HeldHistogram
     prompt: Counter
     cached: Counter
     completion: Counter
-    ttft: Histogram
+    ttft: HeldHistogram
 
 
 class Metrics:
@@ -96,7 +97,7 @@ class Metrics:
             ("route", "model", "outcome"),
             registry=registry,
         )
-        self._duration = Histogram(
+        self._duration = HeldHistogram(
             "llmserve_request_duration_seconds",
             "Time from the arrival of a request to the end of its reply.",
             ("route", "model"),
@@ -118,7 +119,7 @@ class Metrics:
             by_model,
             registry=registry,
         )
-        self._ttft = Histogram(
+        self._ttft = HeldHistogram(
             "llmserve_time_to_first_token_seconds",
             "Time from the arrival of a request to its first token.",
             by_model,
@@ -127,7 +128,7 @@ class Metrics:
         )
         self._gaps = TokenGaps()
         self.registry.register(self._gaps)
-        self._queue = Histogram(
+        self._queue = HeldHistogram(
             "llmserve_queue_seconds",
             "Time that requests which got a place had to wait for it, arrival included.",
             by_model,

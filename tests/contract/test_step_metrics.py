@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
+from prometheus_client import REGISTRY, generate_latest
 
 from llmserve.engine.protocol import Engine
 
@@ -118,28 +117,3 @@ async def test_steps_are_counted_the_same_together_and_one_by_one(vllm_engine: E
 def _labels(series: dict[str, float]) -> str:
     name = next(name for name in series if name.startswith("vllm:generation_tokens_total{"))
     return name[name.index("{") :]
-
-
-def test_many_values_are_observed_as_one_by_one() -> None:
-    pytest.importorskip("vllm")
-    from llmserve.engine.vllm.step_metrics import QuickHistogram, observe_all
-
-    registry = CollectorRegistry()
-    bounds = (0.1, 1.0, 2.0)
-    one = Histogram("one", "", registry=registry, buckets=bounds)
-    all_ = Histogram("two", "", registry=registry, buckets=bounds)
-    quick = QuickHistogram("three", "", ("of",), registry=registry, buckets=bounds).labels("x")
-    values = [0.05, 0.1, 0.100001, 1.5, 2.0, 7.0, 7.0]
-    for value in values:
-        one.observe(value)
-        quick.observe(value)
-    observe_all(all_, values)
-    observe_all(all_, [])
-    exposed = generate_latest(registry).decode()
-    first, *others = (
-        re.findall(rf'^{name}_bucket{{.*le="([^"]+)".*}} (.*)$', exposed, re.MULTILINE)
-        for name in ("one", "two", "three")
-    )
-    assert others == [first, first]
-    assert len(first) == 4
-    assert quick._sum.get() == one._sum.get()

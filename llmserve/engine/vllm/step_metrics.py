@@ -1,10 +1,10 @@
 """vLLM's own metrics, at a cost that is paid now and then and not for each step.
 
-vLLM sets or raises dozens of series after each step of the engine, and looks up the
-bucket of each time between two tokens. Most steps bring nothing but one more token to each
-running request: those are put together, for a tenth of a second at most, and counted at
-once. Whatever else happens (a request begins, ends, is preempted) is counted in its step,
-after everything that was held back, and so is a scrape: what it shows is exact.
+vLLM sets or raises dozens of series after each step of the engine. Most steps bring nothing
+but one more token to each running request: those are put together, for a tenth of a second
+at most, and counted at once. Whatever else happens (a request begins, ends, is preempted) is
+counted in its step, after everything that was held back, and so is a scrape: what it shows is
+exact.
 """
 
 from __future__ import annotations
@@ -12,36 +12,23 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import REGISTRY, Histogram
+from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+from llmserve.histogram import HeldHistogram
+
 HOLD_SECONDS = 0.1
-
-
-class QuickHistogram(Histogram):
-    """Finds the bucket of a value by halves. A request that ends is observed a dozen times,
-    in histograms of up to thirty buckets."""
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """As ``Histogram.observe``."""
-        if exemplar is not None:
-            super().observe(amount, exemplar)
-            return
-        self._sum.inc(amount)
-        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 
 
 class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untyped here
     """As ``PrometheusStatLogger``, which vLLM does not add where there is one of its kind."""
 
-    _histogram_cls = QuickHistogram
+    _histogram_cls = HeldHistogram
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
         self._held: dict[int, _Held] = {}
@@ -67,7 +54,7 @@ class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untype
             self.count_held()
             if iteration_stats is not None:
                 gaps = iteration_stats.inter_token_latencies_iter
-                observe_all(self.histogram_inter_token_latency[engine_idx], gaps)
+                self.histogram_inter_token_latency[engine_idx].observe_all(gaps)
                 iteration_stats.inter_token_latencies_iter = []
             super().record(scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
 
@@ -88,8 +75,8 @@ class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untype
                 return
             del self._held[engine_idx]
             self.counter_generation_tokens[engine_idx].inc(sum(held.tokens))
-            observe_all(self.histogram_iteration_tokens[engine_idx], held.tokens)
-            observe_all(self.histogram_inter_token_latency[engine_idx], held.gaps)
+            self.histogram_iteration_tokens[engine_idx].observe_all(held.tokens)
+            self.histogram_inter_token_latency[engine_idx].observe_all(held.gaps)
             super().record(held.scheduler_stats, None, None, engine_idx)
 
 
@@ -157,13 +144,3 @@ def _is_quiet(scheduler: Any, iteration: Any) -> bool:
         or scheduler.perf_stats
         or scheduler.kv_cache_eviction_events
     )
-
-
-def observe_all(histogram: Histogram, values: list[float]) -> None:
-    """What ``histogram.observe`` does for each value."""
-    if not values:
-        return
-    bounds = histogram._upper_bounds
-    histogram._sum.inc(sum(values))
-    for index, count in Counter(bisect_left(bounds, value) for value in values).items():
-        histogram._buckets[index].inc(count)
