@@ -16,7 +16,7 @@ class Deadline:
 
     ``seconds`` until its end, of which ``spent`` have passed already; ``None`` means no
     limit. ``stop`` ends the wait at once with an error of the caller's choice. Either way
-    the engine's iterator is closed, which aborts the request there. Use it as a context.
+    the engine's iterator is closed, which aborts the request there. ``close`` it in the end.
 
     One timer for each request, and none for each token: ``asyncio.timeout`` around every
     wait would cost a stream more than sending its tokens does.
@@ -30,10 +30,8 @@ class Deadline:
         sentence = "The request took longer than the limit of"
         self.tighten(seconds, DeadlineExceeded, sentence, spent)
 
-    def __enter__(self) -> Deadline:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """The request has ended; idempotent."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -8,16 +8,15 @@ the account is closed there too, after the last byte.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
-from llmserve.engine.protocol import Context, Event, Json, PushJson, PushText
+from llmserve.engine.protocol import Context, Engine, Event, Json, PushJson, PushText
 from llmserve.engine.supervisor import Supervisor
-from llmserve.errors import DeadlineExceeded, InternalError, InvalidRequest, LlmserveError
+from llmserve.errors import InternalError, InvalidRequest, LlmserveError
 from llmserve.gateway.admission import Admission
 from llmserve.gateway.answers import Answers
 from llmserve.gateway.deadline import Deadline
@@ -25,9 +24,10 @@ from llmserve.gateway.demand import Demand
 from llmserve.gateway.entry import Entry
 from llmserve.gateway.routing import Router, Target
 from llmserve.gateway.running import Running
+from llmserve.gateway.stages import Admitted, Limited
 from llmserve.settings import Settings
-from llmserve.state import BudgetSpent, Grant, LimitReached, Windows, ratelimit_headers
-from llmserve.types import Chunk, GenerateRequest, Operation, Outcome
+from llmserve.state import Windows
+from llmserve.types import Chunk, GenerateRequest, Operation
 
 
 class Gateway:
@@ -71,7 +71,7 @@ class Gateway:
 
         async def chunks(deadline: Deadline) -> AsyncGenerator[Chunk, None]:
             async with self._admitted(entry, demand, deadline):
-                engine = self.supervisor.engine()
+                engine = self._admit(entry)
                 async for chunk in deadline.guard(engine.generate(ours, entry.meter, short)):
                     yield chunk
 
@@ -89,16 +89,21 @@ class Gateway:
     ) -> Json:
         """The reply to a request that asks for no stream."""
 
-        async def reply(deadline: Deadline) -> AsyncGenerator[Json, None]:
+        async def reply(deadline: Deadline) -> Json:
             async with self._admitted(entry, demand, deadline):
                 answer = await deadline.wait(self._ask(entry, target, operation, body, None))
                 if not isinstance(answer, dict):
                     raise InternalError()
-                yield answer
+                return answer
+
+        async def replies(deadline: Deadline) -> AsyncGenerator[Json, None]:
+            yield await reply(deadline)
 
         async with self._limited(entry, demand) as deadline:
             key = self.answers.openai_key(entry, target, operation, body)
-            stream = self.answers.stream(key, entry, deadline, lambda: reply(deadline))
+            if key is None:
+                return await reply(deadline)
+            stream = self.answers.stream(key, entry, deadline, lambda: replies(deadline))
             # To its very end: only then is the answer kept.
             (answer,) = [item async for item in stream]
             return answer
@@ -140,64 +145,32 @@ class Gateway:
         push: PushJson | None,
     ) -> Json | AsyncGenerator[Event, None]:
         context = Context(entry.id, target.model, target.adapter, self._cache_salt(entry), push)
-        return await self.supervisor.engine().openai(operation, body, context, entry.meter)
+        return await self._admit(entry).openai(operation, body, context, entry.meter)
 
-    @asynccontextmanager
-    async def _limited(self, entry: Entry, demand: Demand) -> AsyncIterator[Deadline]:
-        """Within the caller's limits, in the list of requests, under its deadline."""
-        with self._ending(entry):
-            spent = time.monotonic() - entry.started
-            deadline = Deadline(self._time_limit(demand), spent)
-            with deadline, self.running.track(entry, deadline):
-                grant = await self._take(entry, demand)
-                try:
-                    yield deadline
-                finally:
-                    if entry.admitted:
-                        used = 0 if entry.from_cache else entry.meter.total_tokens
-                        self._windows.settle(grant, used)
-                    else:  # It never got a place, so it has used up nothing.
-                        self._windows.cancel(grant)
-
-    async def _take(self, entry: Entry, demand: Demand) -> Grant:
+    def _limited(self, entry: Entry, demand: Demand) -> Limited:
         try:
-            grant = await self._windows.take(entry.caller, demand.tokens(entry.caller.limits))
-        except (LimitReached, BudgetSpent) as refusal:
-            entry.headers |= ratelimit_headers(refusal)
-            raise
-        entry.headers |= ratelimit_headers(grant)
-        return grant
-
-    @asynccontextmanager
-    async def _admitted(
-        self, entry: Entry, demand: Demand, deadline: Deadline
-    ) -> AsyncIterator[None]:
-        """With a permit, which is taken before any header goes out."""
-        permit = self.admission.enter(entry.caller, demand, entry.meter)
-        try:
-            limit = self._settings.admission.queue_timeout_s or None
-            await deadline.wait_for_turn(permit.granted, limit)
-            self.supervisor.engine()  # It may have died meanwhile; that is no failure of ours.
-            entry.admit()
-            deadline.tighten(
-                self._settings.server.generation_timeout_s or None,
-                DeadlineExceeded,
-                "The request was in the engine for longer than the limit of",
-            )
-            yield
-        finally:
-            permit.release()
-
-    @contextmanager
-    def _ending(self, entry: Entry) -> Iterator[None]:
-        try:
-            yield
-        except (asyncio.CancelledError, GeneratorExit):
-            entry.end(Outcome.DISCONNECTED)
-            raise
-        except BaseException as error:
+            deadline = Deadline(self._time_limit(demand), time.monotonic() - entry.started)
+        except LlmserveError as error:
             entry.fail(error)
             raise
+        return Limited(self._windows, self.running, entry, demand, deadline)
+
+    def _admitted(self, entry: Entry, demand: Demand, deadline: Deadline) -> Admitted:
+        return Admitted(
+            self.admission,
+            entry,
+            demand,
+            deadline,
+            queue_s=self._settings.admission.queue_timeout_s or None,
+            engine_s=self._settings.server.generation_timeout_s or None,
+        )
+
+    def _admit(self, entry: Entry) -> Engine:
+        """The engine, which may have died while the request waited: that is no failure of
+        ours."""
+        engine = self.supervisor.engine()
+        entry.admit()
+        return engine
 
     def _time_limit(self, demand: Demand) -> float | None:
         most = self._settings.server.request_timeout_s or None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmserve.errors import LlmserveError
@@ -39,15 +38,13 @@ class Running:
     def __init__(self) -> None:
         self._jobs: set[Job] = set()
 
-    @contextmanager
-    def track(self, entry: Entry, deadline: Deadline) -> Iterator[None]:
-        """Have it in the list for the time of this block."""
-        job = Job(entry, deadline)
+    def add(self, job: Job) -> None:
+        """It begins."""
         self._jobs.add(job)
-        try:
-            yield
-        finally:
-            self._jobs.discard(job)
+
+    def remove(self, job: Job) -> None:
+        """It has ended."""
+        self._jobs.discard(job)
 
     def visible_to(self, caller: Caller) -> list[Job]:
         """The caller's own requests; all of them for an administrator. The oldest first."""

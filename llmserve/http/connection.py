@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Sized
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -34,6 +34,7 @@ from llmserve.errors import (
 )
 from llmserve.http.heads import check_head, head_size, path_of, reason, refusal
 from llmserve.http.health import PROBES
+from llmserve.http.joined import Joined
 from llmserve.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -216,6 +217,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._unread = 0
         self._disarm()
+        self.cycle.transport = cast(asyncio.Transport, Joined(self.transport))
         self.scope["state"]["send_now"] = partial(_send_now, self.cycle)
         self.scope["state"]["has_arrived"] = partial(_has_arrived, self.cycle)
         if not self.pipeline:
