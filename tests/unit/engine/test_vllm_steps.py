@@ -357,7 +357,9 @@ def test_only_an_engine_that_is_one_process_here_gets_a_line(
         assert open_line(config(**{several: 2})) is None
     for other in ("enable_fault_tolerance", "enable_elastic_ep"):
         assert open_line(config(**{other: True})) is None
-    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path / ("long" * 40)))
+    (tmp_path / ("long" * 40)).mkdir()
+    elsewhere = SimpleNamespace(VLLM_RPC_BASE_PATH=str(tmp_path / ("long" * 40)))
+    monkeypatch.setattr(line_module, "envs", elsewhere)
     assert open_line(config()) is None
 
 
