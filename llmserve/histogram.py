@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -19,10 +20,12 @@ class HeldHistogram(Histogram):
     any."""
 
     _held: deque[float]
+    _counting: threading.Lock
 
     def _metric_init(self) -> None:
         super()._metric_init()
         self._held = deque()
+        self._counting = threading.Lock()
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """As ``Histogram.observe``."""
@@ -40,13 +43,8 @@ class HeldHistogram(Histogram):
             self._count()
 
     def _count(self) -> None:
-        amounts = []
-        while self._held:
-            try:
-                amounts.append(self._held.popleft())
-            except IndexError:  # The other thread took the last one.
-                break
-        if amounts:
+        with self._counting:
+            amounts = [self._held.popleft() for _ in range(len(self._held))]
             self._sum.inc(sum(amounts))
             found = (bisect_left(self._upper_bounds, amount) for amount in amounts)
             for bucket, times in Counter(found).items():

@@ -42,8 +42,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FLUSH_SECONDS = 2.0
 _CLOSE_SECONDS = 5
 _POLL_SECONDS = 0.02
-_OTHER_FILES = 256
 _COLLECT_AFTER = 20_000
+_OTHER_FILES = 256
 """Open files kept for all that is no connection of a client."""
 
 

@@ -303,6 +303,8 @@ class Connection(HttpToolsProtocol):
             self._watch_flush()
 
     def _answer(self, error: LlmserveError) -> None:
+        if self._serving is not None:
+            cast(Joined, self._serving.transport).flush()
         self.transport.write(refusal(error, self._path(), self.server_state.default_headers))
         self.transport.write_eof()
         self._arm(_LINGER_SECONDS, self.transport.abort)

@@ -25,7 +25,7 @@ class Joined:
 
     def close(self) -> None:
         """Close it; what was written is sent."""
-        self._send_first()
+        self.flush()
         self._transport.close()
 
     def is_closing(self) -> bool:
@@ -35,13 +35,14 @@ class Joined:
     def _hold(self, data: bytes) -> None:
         self._first = data
         self.write = self._join
-        asyncio.get_running_loop().call_soon(self._send_first)
+        asyncio.get_running_loop().call_soon(self.flush)
 
     def _join(self, data: bytes) -> None:
         first, self._first = self._first, None
         self.write = self._transport.write
         self._transport.write(data if first is None else first + data)
 
-    def _send_first(self) -> None:
-        if self._first is not None:
+    def flush(self) -> None:
+        """Send what waits."""
+        if self._first is not None and not self._transport.is_closing():
             self._join(b"")

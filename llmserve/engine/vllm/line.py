@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm import envs
-from vllm.v1.engine import core_client
+from vllm.v1.engine import EngineCoreRequestType, core_client
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from llmserve.engine.vllm.zmtp import Message, Peer
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 SECOND = 1
 """Who we are to the engine core: vLLM's own client is number 0."""
 
+_ABORT = EngineCoreRequestType.ABORT.value
 _CONNECT_SECONDS = 5.0
 _LAUNCH = "launch_core_engines"
 """What vLLM's client calls with the addresses that the engine core is to connect to."""
@@ -36,9 +38,11 @@ _LAUNCH = "launch_core_engines"
 
 class Line:
     """Sockets that wait for one engine core. ``inputs`` carries requests to it, ``outputs``
-    what it has to say. Raises ``OSError`` where there cannot be any."""
+    what it has to say. ``told``: whether an engine core knows of them. Raises ``OSError``
+    where there cannot be any."""
 
     def __init__(self) -> None:
+        self.told = False
         self._folder = tempfile.TemporaryDirectory(
             prefix="llmserve-line-", dir=envs.VLLM_RPC_BASE_PATH
         )
@@ -69,8 +73,11 @@ class Line:
         launch = getattr(core_client, _LAUNCH)
 
         def launching(config: Any, executor: Any, stats: Any, addresses: Any) -> Any:
-            addresses.inputs.append(f"ipc://{self._path('inputs')}")
-            addresses.outputs.append(f"ipc://{self._path('outputs')}")
+            # Any other address says that the engine core may be on another machine.
+            if addresses.inputs[0].startswith("ipc://"):
+                addresses.inputs.append(f"ipc://{self._path('inputs')}")
+                addresses.outputs.append(f"ipc://{self._path('outputs')}")
+                self.told = True
             return launch(config, executor, stats, addresses)
 
         setattr(core_client, _LAUNCH, launching)
@@ -87,14 +94,20 @@ class Line:
     ) -> tuple[Peer, Peer]:
         """The engine core at the other end of ``inputs`` and ``outputs``. Raises
         ``TimeoutError`` when it does not come, ``OSError`` and ``ProtocolError``."""
-        # What comes on the line for inputs says only that somebody is there.
-        wanted = (("inputs", b"ROUTER", lambda _: None), ("outputs", b"PULL", received))
+        # What comes on the line for inputs says only that somebody is there, and its end comes
+        # with that of the other one, on which there may still be something to read.
+        ends = {
+            "inputs": Peer(b"ROUTER", _ignore, _ignore),
+            "outputs": Peer(b"PULL", received, lost),
+        }
         peers: list[Peer] = []
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                for name, kind, take in wanted:
-                    peers.append(await self._accept(name, Peer(kind, take, lost)))
-                    await peers[-1].ready
+                for name, peer in ends.items():
+                    peers.append(await self._accept(name, peer))
+                    await peer.ready
+            if any(peer.closing for peer in peers):
+                raise ConnectionResetError("the engine core has closed its line")
         except BaseException:
             for peer in peers:
                 peer.close()
@@ -125,6 +138,10 @@ def open_line(config: Any) -> Line | None:
         return None
 
 
+def _ignore(_: object) -> None:
+    """Nothing follows from it."""
+
+
 class Input:
     """In the place of the zmq socket to which vLLM's client writes."""
 
@@ -132,8 +149,12 @@ class Input:
         self._peer = peer
 
     def send_multipart(self, frames: Sequence[Any], *, copy: bool) -> _Sent:  # noqa: ARG002
-        """The first frame says to which engine core, and there is one."""
-        self._peer.send(frames[1:])
+        """The first frame says to which engine core, and there is one. Raises
+        ``EngineDeadError`` when it has gone; what it was to abort, it has aborted then."""
+        if not self._peer.closing:
+            self._peer.send(frames[1:])
+        elif frames[1] != _ABORT:
+            raise EngineDeadError()
         return _SENT
 
 

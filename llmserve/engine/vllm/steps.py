@@ -40,6 +40,14 @@ _AT_ONCE = 4
 """Messages that are dealt with before others get their turn."""
 
 
+_STANDING = (
+    *("num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs"),
+    *("num_kv_fetch_reqs_by_stage", "kv_cache_usage"),
+    *("running_lora_adapters", "waiting_lora_adapters"),
+)
+"""What scheduler statistics say of this moment; all else is what was added in a step."""
+
+
 class Steps:
     """Reads the engine core's messages on the running event loop, until it is closed. For
     vLLM it is the task in the place of its own reader, which it begins where there is none,
@@ -56,6 +64,8 @@ class Steps:
         self._aborts: set[asyncio.Task[None]] = set()
         self._backlog: deque[Message] = deque()
         self._peers: tuple[Peer, ...] = ()
+        self._stats: Any = None
+        self._stats_at = 0.0
         self._loop = asyncio.get_running_loop()
         self._socket: Any = zmq.Socket.shadow(client.resources.output_socket)
         self._fd: int | None = self._socket.FD
@@ -95,6 +105,9 @@ class Steps:
     def _lost(self, error: Exception | None) -> None:
         if self._peers:
             log.debug("the line to the engine core has ended: %r", error)
+            # What it said before that counts.
+            self._deal(self._backlog)
+            self._backlog.clear()
             self._end(EngineDeadError())
 
     def _read(self) -> None:
@@ -106,7 +119,10 @@ class Steps:
         for _ in range(_AT_ONCE):
             if not self._socket.get(zmq.EVENTS) & zmq.POLLIN:
                 return
-            yield self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            # Over the line the end comes after the last outputs.
+            if not (self._peers and _tells_the_end(frames)):
+                yield frames
 
     def _deal(self, messages: Iterable[Any]) -> int:
         """How many were dealt with."""
@@ -133,7 +149,7 @@ class Steps:
                 peer.close()
 
     def _take(self, frames: list[Any]) -> None:
-        if len(frames) == 1 and len(frames[0]) == len(_DEAD) and bytes(frames[0]) == _DEAD:
+        if _tells_the_end(frames):
             self._resources.engine_dead = True
             raise EngineDeadError()
         outputs = self._client.decoder.decode(frames)
@@ -155,6 +171,8 @@ class Steps:
             )
             if processed.reqs_to_abort:
                 self._abort(processed.reqs_to_abort)
+        if outputs.scheduler_stats is not None:
+            self._bring_up_to_date(outputs.scheduler_stats, outputs.timestamp)
         llm.output_processor.update_scheduler_stats(outputs.scheduler_stats)
         if llm.logger_manager:
             llm.logger_manager.record(
@@ -163,6 +181,15 @@ class Steps:
                 iteration_stats=stats,
                 mm_cache_stats=llm.renderer.stat_mm_cache(),
             )
+
+    def _bring_up_to_date(self, stats: Any, timestamp: float) -> None:
+        """A step without outputs is told on vLLM's socket, and may be overtaken by the next:
+        how things stood is then older than what is known."""
+        if timestamp >= self._stats_at:
+            self._stats, self._stats_at = stats, timestamp
+            return
+        for name in _STANDING:
+            setattr(stats, name, getattr(self._stats, name))
 
     def _abort(self, request_ids: list[str]) -> None:
         """Tell the engine core of requests that a stop string has ended."""
@@ -184,8 +211,12 @@ async def read_steps(llm: ObservedLLM) -> None:
     usual = type(client) is AsyncMPClient and client.resources.output_queue_task is None
     if usual and not client.vllm_config.parallel_config.enable_fault_tolerance:
         steps = Steps(llm)
-        if llm.line is not None:
+        if llm.line is not None and llm.line.told:
             await steps.use(llm.line)
+
+
+def _tells_the_end(frames: Any) -> bool:
+    return len(frames) == 1 and len(frames[0]) == len(_DEAD) and bytes(frames[0]) == _DEAD
 
 
 class _Queue(asyncio.Queue[Any]):

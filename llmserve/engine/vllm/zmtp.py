@@ -51,7 +51,7 @@ class Peer(asyncio.Protocol):
         self._message: Message = []
 
     def send(self, frames: Sequence[Any]) -> None:
-        """Send a message; each frame is a buffer of bytes."""
+        """Send a message; each frame is a buffer of bytes. Not while ``closing``."""
         parts: list[Any] = []
         last = len(frames) - 1
         for n, frame in enumerate(frames):
@@ -62,6 +62,11 @@ class Peer(asyncio.Protocol):
             else:
                 parts += (bytes((more | _LONG,)) + size.to_bytes(8, "big"), frame)
         self._transport.writelines(parts)
+
+    @property
+    def closing(self) -> bool:
+        """Whether the connection has ended, or is about to."""
+        return self._transport is None or bool(self._transport.is_closing())
 
     def close(self) -> None:
         """End the connection once what was sent is gone; idempotent."""

@@ -16,12 +16,19 @@ pytest.importorskip("vllm")
 
 import zmq
 import zmq.asyncio
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, UtilityOutput, core_client
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequestType,
+    UtilityOutput,
+    core_client,
+)
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessorOutput
+from vllm.v1.metrics.stats import PrefixCacheStats, SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder, UtilityResult
 
 from llmserve.engine.vllm import line as line_module
@@ -31,6 +38,12 @@ from llmserve.engine.vllm.steps import Steps
 pytestmark = pytest.mark.anyio
 
 CHUNK = 128
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The server's event loop: others are more patient with a connection that has ended."""
+    return "asyncio", {"use_uvloop": True}
 
 
 class Engine:
@@ -143,7 +156,7 @@ async def on_a_line(**options: Any) -> AsyncIterator[Engine]:
 
 def offered(line: Line) -> SimpleNamespace:
     """The addresses that an engine core is started with."""
-    addresses = SimpleNamespace(inputs=["vllm's"], outputs=["vllm's"])
+    addresses = SimpleNamespace(inputs=["ipc:///vllms"], outputs=["ipc:///vllms"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core_client, "launch_core_engines", lambda *args: args[-1])
         with line.offered():
@@ -322,6 +335,49 @@ async def test_an_engine_that_is_killed_is_noticed_by_its_line() -> None:
         assert isinstance(engine.failures[0], EngineDeadError)
 
 
+async def test_what_an_engine_said_before_its_end_counts() -> None:
+    async with on_a_line() as engine:
+        engine.handle()
+        await told(engine, [1])
+        await engine.push_usual.send(EngineCoreProc.ENGINE_CORE_DEAD)
+        for number in range(30):
+            await engine.say([f"late {number}"])
+        engine.dealer.close(0)
+        engine.push.close(5_000)
+        await until(lambda: bool(engine.failures))
+        assert engine.seen == ["0.0", *(f"late {number}" for number in range(30))]
+
+
+async def test_to_an_engine_that_has_gone_nothing_is_sent() -> None:
+    async with on_a_line() as engine:
+        engine.handle()
+        engine.dealer.close(0)
+        await until(lambda: engine.steps._peers[0].closing)
+        asked = engine.client.input_socket.send_multipart
+        await asked((b"\0\0", EngineCoreRequestType.ABORT.value, b"ids"), copy=False)
+        with pytest.raises(EngineDeadError):
+            await asked((b"\0\0", EngineCoreRequestType.ADD.value, b"a request"), copy=False)
+
+
+async def test_how_things_stood_does_not_overtake_how_they_stand() -> None:
+    async with on_a_line() as engine:
+        engine.handle()
+        await until(lambda: engine.client.outputs_queue.awaited)
+        shown: list[Any] = []
+        engine.llm.logger_manager.record = lambda **it: shown.append(it["scheduler_stats"])
+        now = SchedulerStats(num_running_reqs=0, kv_cache_usage=0.1)
+        await engine.say(["a"], scheduler_stats=now, timestamp=2.0)
+        await until(lambda: len(shown) == 1)
+        engine.push = engine.push_usual
+        cached = PrefixCacheStats(queries=7)
+        before = SchedulerStats(num_running_reqs=5, kv_cache_usage=0.9, prefix_cache_stats=cached)
+        await engine.say([], scheduler_stats=before, timestamp=1.0)
+        await until(lambda: len(shown) == 2)
+        assert [stats.num_running_reqs for stats in shown] == [0, 0]
+        assert [stats.kv_cache_usage for stats in shown] == [0.1, 0.1]
+        assert [stats.prefix_cache_stats.queries for stats in shown] == [0, 7]
+
+
 async def test_an_engine_that_does_not_come_to_the_line_is_heard_as_before(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -361,6 +417,18 @@ def test_only_an_engine_that_is_one_process_here_gets_a_line(
     elsewhere = SimpleNamespace(VLLM_RPC_BASE_PATH=str(tmp_path / ("long" * 40)))
     monkeypatch.setattr(line_module, "envs", elsewhere)
     assert open_line(config()) is None
+
+
+def test_an_engine_that_may_be_elsewhere_is_not_told_of_the_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(core_client, "launch_core_engines", lambda *args: args[-1])
+    addresses = SimpleNamespace(inputs=["tcp://10.0.0.1:1"], outputs=["tcp://10.0.0.1:2"])
+    line = Line()
+    with line.offered():
+        core_client.launch_core_engines(None, None, True, addresses)
+    line.close()
+    assert (len(addresses.inputs), len(addresses.outputs), line.told) == (1, 1, False)
 
 
 def test_a_start_that_fails_leaves_no_socket() -> None:

@@ -24,8 +24,8 @@ SIZES = [0, 1, 254, 255, 256, 257, 65_535, 65_536, 1_000_000]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
 
 
 class Ours:

@@ -66,6 +66,14 @@ async def test_closing_sends_what_was_written() -> None:
     assert wire.writes == [b"head"]
 
 
+async def test_a_client_that_has_gone_is_sent_nothing() -> None:
+    joined = Joined(wire := Wire())
+    joined.write(b"head")
+    wire.close()
+    await asyncio.sleep(0)
+    assert wire.writes == []
+
+
 async def test_closing_without_a_word_is_only_closing() -> None:
     joined = Joined(wire := Wire())
     assert not joined.is_closing()
