@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -14,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmserve import __version__
 from llmserve.catalog.catalog import Catalog
@@ -80,14 +82,35 @@ def build_services(
     )
 
 
+class Application(FastAPI):
+    """FastAPI inside our own layers: what they pass on to a direct route sees nothing of it.
+    The outermost is first."""
+
+    def __init__(self, layers: list[Middleware], **options: Any) -> None:
+        super().__init__(**options)
+        self._layers = layers
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app = super().build_middleware_stack()
+        for cls, args, kwargs in reversed(self._layers):
+            app = cls(app, *args, **kwargs)
+        return app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        await self.middleware_stack(scope, receive, send)
+
+
 def build_app(services: Services) -> FastAPI:
     """The ASGI application. Its lifespan runs the engine and the keeping of state."""
     docs = services.settings.server.docs
-    app = FastAPI(
+    app = Application(
+        _middleware(services, lambda: guide, lambda: handlers),
         title="llmserve",
         version=__version__,
         lifespan=lambda _: _running(services),
-        middleware=_middleware(services, lambda: guide, lambda: handlers),
         openapi_url="/openapi.json" if docs else None,
         docs_url="/docs" if docs else None,
         redoc_url=None,

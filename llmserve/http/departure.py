@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -17,30 +16,37 @@ class ClientGone(Exception):
     """The client went away before its response began; there is nobody to tell."""
 
 
-@contextmanager
-def watching(scope: Scope, receive: Receive, gone: Callable[[], None]) -> Iterator[None]:
+class Watching:
     """For the time of this block, call ``gone`` when the client goes away. The body of the
     request must have been read.
 
     The server that runs us (``connection.Connection``) tells it by a call; under another
     one a task waits for the message that ASGI has for it.
     """
-    state = scope.get("state", {})
-    if "on_gone" not in state:
-        listening = asyncio.ensure_future(_until_gone(receive))
-        listening.add_done_callback(lambda task: None if task.cancelled() else gone())
-        try:
-            yield
-        finally:
-            listening.cancel()
-        return
-    state["on_gone"] = gone
-    if state.get("gone"):
-        gone()
-    try:
-        yield
-    finally:
-        state["on_gone"] = None
+
+    __slots__ = ("_gone", "_listening", "_receive", "_state")
+
+    def __init__(self, scope: Scope, receive: Receive, gone: Callable[[], None]) -> None:
+        self._state = scope.get("state", {})
+        self._receive = receive
+        self._gone = gone
+        self._listening: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        gone, state = self._gone, self._state
+        if "on_gone" not in state:
+            self._listening = asyncio.ensure_future(_until_gone(self._receive))
+            self._listening.add_done_callback(lambda task: None if task.cancelled() else gone())
+            return
+        state["on_gone"] = gone
+        if state.get("gone"):
+            gone()
+
+    def __exit__(self, *_: object) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+        else:
+            self._state["on_gone"] = None
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:
@@ -56,7 +62,7 @@ async def until_gone(request: Request, work: Awaitable[T]) -> T:
             left = True
             task.cancel()
 
-    with watching(request.scope, request.receive, leave):
+    with Watching(request.scope, request.receive, leave):
         try:
             return await work
         except asyncio.CancelledError:

@@ -17,7 +17,7 @@ from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmserve.http.departure import watching
+from llmserve.http.departure import Watching
 from llmserve.http.outlet import Outlet
 from llmserve.settings import ServerSettings
 
@@ -56,7 +56,7 @@ class EventStream(Response):
         watch = _Watch(task, send, self._outlet, self._settings)
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            with watching(scope, receive, watch.end):
+            with Watching(scope, receive, watch.end):
                 async with aclosing(self._frames) as frames:
                     await send(start)
                     self._outlet.open()

@@ -1,10 +1,9 @@
 """vLLM's own metrics, at a cost that is paid now and then and not for each step.
 
-vLLM sets or raises dozens of series after each step of the engine. Most steps bring nothing
-but one more token to each running request: those are put together, for a tenth of a second
-at most, and counted at once. Whatever else happens (a request begins, ends, is preempted) is
-counted in its step, after everything that was held back, and so is a scrape: what it shows is
-exact.
+vLLM sets or raises dozens of series after each step of the engine. Steps are put together
+here, for a tenth of a second at most, and counted at once. What cannot be added up (the
+statistics of speculative decoding, of connectors, of other caches) is counted in its step,
+after everything that was held back, and so is a scrape: what it shows is exact.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.stats import IterationStats, PrefixCacheStats, PromptTokenStats
 
 from llmserve.histogram import HeldHistogram
 
@@ -29,6 +30,7 @@ class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untype
     """As ``PrometheusStatLogger``, which vLLM does not add where there is one of its kind."""
 
     _histogram_cls = HeldHistogram
+    histogram_iteration_tokens: dict[int, Any]
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
         self._held: dict[int, _Held] = {}
@@ -47,15 +49,18 @@ class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untype
     ) -> None:
         """As vLLM's."""
         with self._lock:
-            if mm_cache_stats is None and _is_quiet(scheduler_stats, iteration_stats):
-                held = self._held.get(engine_idx) or self._hold(engine_idx)
+            if mm_cache_stats is None and _can_be_held(scheduler_stats, iteration_stats):
+                held = self._held.get(engine_idx)
+                # vLLM shows which adapters have run together, for each set of them.
+                if held is not None and held.has_other_adapters(scheduler_stats):
+                    self.count_held()
+                    held = None
+                held = held or self._hold(engine_idx)
                 held.add(scheduler_stats, iteration_stats)
                 return
             self.count_held()
             if iteration_stats is not None:
-                gaps = iteration_stats.inter_token_latencies_iter
-                self.histogram_inter_token_latency[engine_idx].observe_all(gaps)
-                iteration_stats.inter_token_latencies_iter = []
+                self._observe_gaps(engine_idx, iteration_stats)
             super().record(scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
 
     def count_held(self) -> None:
@@ -74,26 +79,77 @@ class StepMetrics(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untype
             if self._held.get(engine_idx) is not held:
                 return
             del self._held[engine_idx]
-            self.counter_generation_tokens[engine_idx].inc(sum(held.tokens))
             self.histogram_iteration_tokens[engine_idx].observe_all(held.tokens)
-            self.histogram_inter_token_latency[engine_idx].observe_all(held.gaps)
-            super().record(held.scheduler_stats, None, None, engine_idx)
+            self._observe_gaps(engine_idx, held.iteration)
+            # Of all that vLLM counts this alone is of each step: it must not see the sum.
+            tokens = self.histogram_iteration_tokens
+            self.histogram_iteration_tokens = {engine_idx: _Deaf()}
+            try:
+                super().record(held.summed(), held.iteration, None, engine_idx)
+            finally:
+                self.histogram_iteration_tokens = tokens
+
+    def _observe_gaps(self, engine_idx: int, iteration_stats: Any) -> None:
+        gaps = iteration_stats.inter_token_latencies_iter
+        self.histogram_inter_token_latency[engine_idx].observe_all(gaps)
+        iteration_stats.inter_token_latencies_iter = []
+
+
+class _Deaf:
+    """A histogram that counts nothing."""
+
+    def observe(self, amount: float) -> None:
+        """It has been counted."""
 
 
 class _Held:
-    """Steps that have not been counted yet: the tokens of each, the times between tokens,
-    and what the scheduler said last."""
+    """Steps that have not been counted yet: the tokens of each, the sum of what they
+    brought, and what the scheduler said last."""
 
     def __init__(self) -> None:
         self.tokens: list[float] = []
-        self.gaps: list[float] = []
-        self.scheduler_stats: Any = None
+        self.iteration = IterationStats()
+        self._scheduler: Any = None
+        self._prefix = PrefixCacheStats()
 
-    def add(self, scheduler_stats: Any, iteration_stats: Any) -> None:
-        self.tokens.append(iteration_stats.num_generation_tokens)
-        self.gaps += iteration_stats.inter_token_latencies_iter
-        if scheduler_stats is not None:
-            self.scheduler_stats = scheduler_stats
+    def has_other_adapters(self, scheduler: Any) -> bool:
+        """Whether the adapters of a step are others than those of the steps before it."""
+        if scheduler is None or self._scheduler is None:
+            return False
+        last = self._scheduler
+        return bool(
+            scheduler.running_lora_adapters.keys() != last.running_lora_adapters.keys()
+            or scheduler.waiting_lora_adapters.keys() != last.waiting_lora_adapters.keys()
+        )
+
+    def add(self, scheduler: Any, iteration: Any) -> None:
+        """One more step."""
+        self.tokens.append(iteration.prompt_token_stats.computed + iteration.num_generation_tokens)
+        _add_up(self.iteration, iteration)
+        if scheduler is not None:
+            self._scheduler = scheduler
+            self._prefix.queries += scheduler.prefix_cache_stats.queries
+            self._prefix.hits += scheduler.prefix_cache_stats.hits
+
+    def summed(self) -> Any:
+        """How things stand, with what was added up; ``None`` when the scheduler was silent."""
+        if self._scheduler is None:
+            return None
+        return replace(self._scheduler, prefix_cache_stats=self._prefix)
+
+
+def _add_up(total: Any, more: Any) -> None:
+    """Add the numbers of ``more`` and append its lists, down to the objects in it."""
+    for name, value in vars(more).items():
+        kind = type(value)
+        if kind is list:
+            if value:
+                getattr(total, name).extend(value)
+        elif kind is int:
+            if value:
+                setattr(total, name, getattr(total, name) + value)
+        elif kind is PromptTokenStats and value.total:
+            _add_up(getattr(total, name), value)
 
 
 class _BeforeScrape(Collector):
@@ -120,24 +176,12 @@ class _BeforeScrape(Collector):
         return iter(())
 
 
-def _is_quiet(scheduler: Any, iteration: Any) -> bool:
-    """Whether a step brought tokens to requests that were running already, and nothing
-    that is counted otherwise."""
-    if iteration is None or not iteration.inter_token_latencies_iter:
-        return False
-    if (
-        iteration.finished_requests
-        or iteration.time_to_first_tokens_iter
-        or iteration.max_num_generation_tokens_iter
-        or iteration.n_params_iter
-        or iteration.num_preempted_reqs
-        or iteration.num_corrupted_reqs
-        or iteration.prompt_token_stats.total
-    ):
+def _can_be_held(scheduler: Any, iteration: Any) -> bool:
+    """Whether a step is made of numbers and lists only."""
+    if iteration is None:
         return False
     return scheduler is None or not (
-        scheduler.prefix_cache_stats.queries
-        or scheduler.connector_prefix_cache_stats
+        scheduler.connector_prefix_cache_stats
         or scheduler.spec_decoding_stats
         or scheduler.kv_connector_stats
         or scheduler.ec_connector_stats
