@@ -27,7 +27,7 @@ ROUNDS = int(os.environ.get("STORM_ROUNDS", "3"))
 """Storms, with a calm before and after each: the speed of a shared machine drifts by more
 than what is to be shown, and only neighbours can be compared."""
 
-MOST_ROUNDS = 9
+MOST_ROUNDS = 7
 """Where the median of the first is too low there are more, and the median of all counts: one
 change of the machine's speed in a storm or a calm is a tenth of the ratio."""
 
