@@ -131,7 +131,7 @@ class Process:
         gc.collect()
         gc.freeze()
         # What a request makes goes as it ends, without the collector: looking for garbage
-        # every 700 objects is a twentieth of what a request costs, and finds none.
+        # every 700 objects was a twentieth of what a request costs.
         gc.set_threshold(_COLLECT_AFTER)
         give_back_memory()
 

@@ -1,8 +1,8 @@
 """The stages of a request that hold something for it: the limits of its caller, and a place
 in the engine. Both give back what they hold, however the request ends.
 
-Classes, because a generator with ``contextmanager`` around it costs a request as much as what
-is done here, and an idle stream a kilobyte.
+Classes, because generators with ``asynccontextmanager`` around them cost each request more
+calls, and each idle stream memory.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class Limited:
     def _end(self, error: BaseException | None) -> None:
         self._running.remove(self._job)
         self._deadline.close()
-        ended(self._entry, error)
+        _ended(self._entry, error)
 
 
-def ended(entry: Entry, error: BaseException | None) -> None:
+def _ended(entry: Entry, error: BaseException | None) -> None:
     """Tell ``entry`` of the error that ended it. A cancelled task is a client that left."""
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         entry.end(Outcome.DISCONNECTED)

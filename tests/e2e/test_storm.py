@@ -28,7 +28,8 @@ ROUNDS = int(os.environ.get("STORM_ROUNDS", "3"))
 than what is to be shown, and only neighbours can be compared."""
 
 MOST_ROUNDS = 7
-"""Where the median of the first is too low there are more, and the median of all counts: one
+"""Where the median of the first is too low there are so many, and the median of all counts.
+Looked at twice, not after each: whoever looks often enough sees what he wants. One
 change of the machine's speed in a storm or a calm is a tenth of the ratio."""
 
 GOODPUT = 0.95
@@ -116,10 +117,13 @@ async def _weather(server: Server, keys: dict[str, Key]) -> Storm:
     memory = process.memory_info().rss
     calms = [await _rate(server, admin, closed_loop(calm, REQUESTS, workers, CALM_SECONDS))]
     storms: list[float] = []
-    while len(storms) < ROUNDS or (len(storms) < MOST_ROUNDS and goodput(storms, calms) < GOODPUT):
+    rounds = ROUNDS
+    while len(storms) < rounds:
         offered = 10 * calms[-1] / TOKENS
         storms.append(await _rate(server, admin, storm(flood, REQUESTS, offered, STORM_SECONDS)))
         calms.append(await _rate(server, admin, closed_loop(calm, REQUESTS, workers, CALM_SECONDS)))
+        if len(storms) == ROUNDS and goodput(storms, calms) < GOODPUT:
+            rounds = MOST_ROUNDS
     await asyncio.gather(calm.finish(), flood.finish())
     stop.set()
     for person in people:
