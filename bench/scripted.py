@@ -18,6 +18,8 @@ from bench.values import OURS
 
 CONTEXT = 32_768
 SPARE_CONNECTIONS = 500
+TEXT = "word " * 2000
+"""One text for all: what is measured is not what they say."""
 
 
 def start_scripted(seconds_per_token: float, streams: int, folder: Path) -> Server:
@@ -36,7 +38,7 @@ def main(seconds_per_token: float, streams: int, state: Path, port: int) -> None
     import uvicorn
 
     from llmserve.app import build_app, build_services
-    from llmserve.engine.fake import FakeEngine, Script
+    from llmserve.engine.fake import FakeEngine, Reply, Script
     from llmserve.engine.protocol import Engine, Report
     from llmserve.http.connection import protocol_class
     from llmserve.process import connections_within
@@ -48,6 +50,7 @@ def main(seconds_per_token: float, streams: int, state: Path, port: int) -> None
         max_model_len=CONTEXT,
         seconds_per_token=seconds_per_token,
         max_running=connections,
+        replies=(Reply("", TEXT),),
         kv_capacity_tokens=connections * CONTEXT,
     )
 
@@ -65,6 +68,7 @@ def main(seconds_per_token: float, streams: int, state: Path, port: int) -> None
     config = uvicorn.Config(
         build_app(build_services(settings, make, state_path=state)),
         http=protocol_class(settings.server, connections),
+        interface="asgi3",
         ws="none",
         log_config=None,
         access_log=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def build_services(
 
 class Application(FastAPI):
     """FastAPI inside our own layers: what they pass on to a direct route sees nothing of it.
-    The outermost is first."""
+    The outermost is first. Servers have to be told that it is an ASGI 3 application: it has
+    no coroutine of its own, which every stream would keep."""
 
     def __init__(self, layers: list[Middleware], **options: Any) -> None:
         super().__init__(**options)
@@ -96,11 +97,13 @@ class Application(FastAPI):
             app = cls(app, *args, **kwargs)
         return app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(  # type: ignore[override]  # as good as a coroutine function, for callers
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> Awaitable[None]:
         scope["app"] = self
         if self.middleware_stack is None:
             self.middleware_stack = self.build_middleware_stack()
-        await self.middleware_stack(scope, receive, send)
+        return self.middleware_stack(scope, receive, send)
 
 
 def build_app(services: Services) -> FastAPI:

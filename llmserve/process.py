@@ -80,6 +80,7 @@ class Process:
         config = uvicorn.Config(
             app=build_app(self._services),
             http=protocol_class(server, connections_within(server.max_connections)),
+            interface="asgi3",
             ws="none",
             lifespan="on",
             log_config=None,

@@ -20,19 +20,25 @@ _DRAINING_RETRY_SECONDS = 1.0
 
 
 class Permit:
-    """One request's place. ``granted`` is done when it may go to the engine; ``release``
-    gives the place back, whatever state it is in."""
+    """One request's place. ``granted`` is done when it may go to the engine (``None``: it
+    could at once); ``release`` gives the place back, whatever state it is in."""
 
     __slots__ = ("_admission", "granted", "ticket")
 
     def __init__(self, admission: Admission, ticket: Ticket) -> None:
         self._admission = admission
         self.ticket = ticket
-        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.granted: asyncio.Future[None] | None = None
+
+    @property
+    def is_granted(self) -> bool:
+        """Whether it may go to the engine."""
+        return self.granted is None or self.granted.done()
 
     def release(self) -> None:
         """Idempotent."""
-        self.granted.cancel()
+        if self.granted is not None:
+            self.granted.cancel()
         self._admission.release(self)
 
 
@@ -101,6 +107,7 @@ class Admission:
             self._start(ticket)
             return permit
         self._check_room(ticket)
+        permit.granted = asyncio.get_running_loop().create_future()
         self._permits[ticket] = permit
         lane.push(ticket)
         self.waiting += 1
@@ -154,7 +161,7 @@ class Admission:
         ticket.lane.charge((ticket,))
         self._lanes.served(ticket.lane)
         granted = self._permits[ticket].granted
-        if not granted.done():
+        if granted is not None and not granted.done():
             granted.set_result(None)
 
     def _fits(self, ticket: Ticket) -> bool:

@@ -25,7 +25,7 @@ OPERATIONS = frozenset({Operation.CHAT, Operation.COMPLETION, Operation.MESSAGES
 
 
 class Answers:
-    """Gives kept answers, and keeps new ones. ``key`` ``None`` means: not this one."""
+    """Gives kept answers, and keeps new ones. A key that is ``None`` means: not this one."""
 
     def __init__(self, settings: CacheSettings, queue: AdmissionSettings) -> None:
         self.cache = Cache(
@@ -53,24 +53,15 @@ class Answers:
         }
         return cache_key(self._scope(entry, target, "generate"), body)
 
-    def stream(
-        self,
-        key: bytes | None,
-        entry: Entry,
-        deadline: Deadline,
-        make: Callable[[], AsyncGenerator[Item, None]],
-    ) -> AsyncGenerator[Item, None]:
-        """The items of the answer: kept ones, or those that ``make`` makes. ``entry``
-        gets the header that says which."""
-        return make() if key is None else self._kept_or_made(key, entry, deadline, make)
-
-    async def _kept_or_made(
+    async def stream(
         self,
         key: bytes,
         entry: Entry,
         deadline: Deadline,
         make: Callable[[], AsyncGenerator[Item, None]],
     ) -> AsyncGenerator[Item, None]:
+        """The items of the answer: kept ones, or those that ``make`` makes. ``entry``
+        gets the header that says which."""
         async with AsyncExitStack() as stack:
             flight = await deadline.wait(stack.enter_async_context(self.cache.flight(key)))
             if flight.kept is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from llmserve.errors import DeadlineExceeded, LlmserveError, QueueTimeout
 
@@ -21,6 +21,8 @@ class Deadline:
     One timer for each request, and none for each token: ``asyncio.timeout`` around every
     wait would cost a stream more than sending its tokens does.
     """
+
+    __slots__ = ("_ended", "_loop", "_timer", "_waiting")
 
     def __init__(self, seconds: float | None, spent: float = 0.0) -> None:
         self._loop = asyncio.get_running_loop()
@@ -50,8 +52,10 @@ class Deadline:
         if self._timer is None or at < self._timer.when():
             if self._timer is not None:
                 self._timer.cancel()
-            error = kind(f"{sentence} {seconds:g} s.")
-            self._timer = self._loop.call_at(at, self.stop, error)
+            self._timer = self._loop.call_at(at, self._expire, kind, sentence, seconds)
+
+    def _expire(self, kind: type[DeadlineExceeded], sentence: str, seconds: float) -> None:
+        self.stop(kind(f"{sentence} {seconds:g} s."))
 
     def stop(self, error: LlmserveError) -> None:
         """End the request with ``error``; the first call counts."""
@@ -97,17 +101,34 @@ class Deadline:
             if timer is not None:
                 timer.cancel()
 
-    async def guard(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Yield from ``items``, each wait within the deadline; close them in any case."""
-        try:
-            while True:
-                try:
-                    item = await self.wait(anext(items))
-                except StopAsyncIteration:
-                    return
-                yield item
-        finally:
-            await _close(items)
+    def guard(self, items: AsyncGenerator[T, None]) -> Guarded[T]:
+        """``items``, each wait for one of them within the deadline."""
+        return Guarded(self, items)
+
+
+class Guarded(Generic[T]):
+    """The items of a generator under a deadline, which are closed at the end of its block.
+
+    A class, because an idle stream would pay for one more generator.
+    """
+
+    __slots__ = ("_deadline", "_items")
+
+    def __init__(self, deadline: Deadline, items: AsyncGenerator[T, None]) -> None:
+        self._deadline = deadline
+        self._items = items
+
+    def __aiter__(self) -> Guarded[T]:
+        return self
+
+    def __anext__(self) -> Awaitable[T]:
+        return self._deadline.wait(anext(self._items))
+
+    async def __aenter__(self) -> Guarded[T]:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await _close(self._items)
 
 
 async def _close(items: AsyncGenerator[Any, None]) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from llmserve.engine.protocol import Context, Engine, Event, Json, PushJson, PushText
 from llmserve.engine.supervisor import Supervisor
@@ -28,6 +30,10 @@ from llmserve.gateway.stages import Admitted, Limited
 from llmserve.settings import Settings
 from llmserve.state import Windows
 from llmserve.types import Chunk, GenerateRequest, Operation
+
+Item = TypeVar("Item", Chunk, Event)
+_Ask = Callable[[], Awaitable[AsyncGenerator[Item, None]]]
+"""Asks the engine for a stream."""
 
 
 class Gateway:
@@ -55,7 +61,7 @@ class Gateway:
         entry.model = target.model
         return target
 
-    async def generate(
+    def generate(
         self,
         entry: Entry,
         target: Target,
@@ -68,21 +74,14 @@ class Gateway:
         ours = replace(
             request, adapter=target.adapter, priority=0, cache_salt=self._cache_salt(entry)
         )
+        key = self.answers.native_key(entry, target, ours)
+        # What is to be kept must come this way.
+        short = push if key is None else None
 
-        async def chunks(deadline: Deadline) -> AsyncGenerator[Chunk, None]:
-            async with self._admitted(entry, demand, deadline):
-                engine = self._admit(entry)
-                async for chunk in deadline.guard(engine.generate(ours, entry.meter, short)):
-                    yield chunk
+        async def ask() -> AsyncGenerator[Chunk, None]:
+            return self._admit(entry).generate(ours, entry.meter, short)
 
-        async with self._limited(entry, demand) as deadline:
-            key = self.answers.native_key(entry, target, ours)
-            # What is to be kept must come this way.
-            short = push if key is None else None
-            stream = self.answers.stream(key, entry, deadline, lambda: chunks(deadline))
-            async with aclosing(stream):
-                async for chunk in stream:
-                    yield chunk
+        return self._stream(key, entry, demand, ask)
 
     async def openai(
         self, entry: Entry, target: Target, operation: Operation, body: Json, demand: Demand
@@ -99,8 +98,8 @@ class Gateway:
         async def replies(deadline: Deadline) -> AsyncGenerator[Json, None]:
             yield await reply(deadline)
 
+        key = self.answers.openai_key(entry, target, operation, body)
         async with self._limited(entry, demand) as deadline:
-            key = self.answers.openai_key(entry, target, operation, body)
             if key is None:
                 return await reply(deadline)
             stream = self.answers.stream(key, entry, deadline, lambda: replies(deadline))
@@ -108,7 +107,7 @@ class Gateway:
             (answer,) = [item async for item in stream]
             return answer
 
-    async def openai_stream(
+    def openai_stream(
         self,
         entry: Entry,
         target: Target,
@@ -118,23 +117,46 @@ class Gateway:
         push: PushJson | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The events of a request that asks for a stream. As ``generate``."""
+        key = self.answers.openai_key(entry, target, operation, body)
+        short = push if key is None else None
 
-        async def events(deadline: Deadline) -> AsyncGenerator[Event, None]:
-            async with self._admitted(entry, demand, deadline):
-                asked = self._ask(entry, target, operation, body, short)
-                answer = await deadline.wait(asked)
-                if isinstance(answer, dict):
-                    raise InternalError()
-                async for event in deadline.guard(answer):
-                    yield event
+        async def ask() -> AsyncGenerator[Event, None]:
+            answer = await self._ask(entry, target, operation, body, short)
+            if isinstance(answer, dict):
+                raise InternalError()
+            return answer
 
+        return self._stream(key, entry, demand, ask)
+
+    def _stream(
+        self, key: bytes | None, entry: Entry, demand: Demand, ask: _Ask[Item]
+    ) -> AsyncGenerator[Item, None]:
+        if key is None:
+            return self._made(entry, demand, ask)
+        return self._kept_or_made(key, entry, demand, ask)
+
+    async def _made(
+        self, entry: Entry, demand: Demand, ask: _Ask[Item], within: Deadline | None = None
+    ) -> AsyncGenerator[Item, None]:
+        """What the engine gives when it is asked. ``within``: the limits of its caller have
+        been looked at."""
+        limited = self._limited(entry, demand) if within is None else nullcontext(within)
+        async with limited as deadline, self._admitted(entry, demand, deadline):
+            items = await deadline.wait(ask())
+            del ask  # It knows the whole prompt, and a stream can be long.
+            async with deadline.guard(items) as guarded:
+                async for item in guarded:
+                    yield item
+                    del item  # As little does an idle stream need what it has sent.
+
+    async def _kept_or_made(
+        self, key: bytes, entry: Entry, demand: Demand, ask: _Ask[Item]
+    ) -> AsyncGenerator[Item, None]:
         async with self._limited(entry, demand) as deadline:
-            key = self.answers.openai_key(entry, target, operation, body)
-            short = push if key is None else None
-            stream = self.answers.stream(key, entry, deadline, lambda: events(deadline))
-            async with aclosing(stream):
-                async for event in stream:
-                    yield event
+            made = partial(self._made, entry, demand, ask, deadline)
+            async with aclosing(self.answers.stream(key, entry, deadline, made)) as items:
+                async for item in items:
+                    yield item
 
     async def _ask(
         self,

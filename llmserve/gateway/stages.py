@@ -106,7 +106,8 @@ class Admitted:
         entry = self._entry
         permit = self._permit = self._admission.enter(entry.caller, self._demand, entry.meter)
         try:
-            await self._deadline.wait_for_turn(permit.granted, self._queue_s)
+            if permit.granted is not None:
+                await self._deadline.wait_for_turn(permit.granted, self._queue_s)
         except BaseException:
             permit.release()
             raise

@@ -22,6 +22,7 @@ from llmserve.errors import (
 )
 from llmserve.http.context import header
 from llmserve.http.departure import ClientGone
+from llmserve.http.lent import lent_to
 from llmserve.settings import LimitSettings
 
 _LARGE = 128 * 1024
@@ -77,8 +78,8 @@ async def _read(request: Request, most: int, timeout_s: float) -> bytes | bytear
     declared = header(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared) > most:
         raise _too_large(most)
-    has_arrived = request.scope["state"].get("has_arrived")
-    if has_arrived is None or not has_arrived():
+    lent = lent_to(request.scope)
+    if lent is None or not lent.has_arrived():
         return await _wait_for(request, most, timeout_s)
     message = await request.receive()
     if message["type"] != "http.request":
@@ -117,10 +118,13 @@ def _interruptible(request: Request, limit: asyncio.Timeout) -> Iterator[None]:
         leaving = True
         limit.reschedule(0)
 
-    state = request.scope["state"]
-    if state.get("leaving"):
+    lent = lent_to(request.scope)
+    if lent is None:
+        yield
+        return
+    if lent.leaving:
         raise _leaving()
-    state["interrupt"] = interrupt
+    lent.interrupt = interrupt
     try:
         yield
     except TimeoutError as error:
@@ -128,7 +132,7 @@ def _interruptible(request: Request, limit: asyncio.Timeout) -> Iterator[None]:
             raise
         raise _leaving() from error
     finally:
-        del state["interrupt"]
+        lent.interrupt = None
 
 
 def _leaving() -> Draining:

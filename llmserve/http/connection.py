@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sized
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import httptools
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -35,6 +36,8 @@ from llmserve.errors import (
 from llmserve.http.heads import check_head, head_size, path_of, reason, refusal
 from llmserve.http.health import PROBES
 from llmserve.http.joined import Joined
+from llmserve.http.lazy import LazyEvent, Pipeline
+from llmserve.http.lent import Lent, lend, lent_to
 from llmserve.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -60,12 +63,17 @@ _MOST_PIPELINED = 64
 """The same, beyond which the connection ends after the answers to these."""
 
 
+Address = tuple[str, int | None] | None
+
+
 class Door:
     """What the connections of one server share: the limits, and how many were turned away."""
 
     def __init__(self, settings: ServerSettings, max_connections: int) -> None:
         self.settings = settings
         self.max_connections = max_connections
+        self.addresses: dict[Address, Address] = {}
+        """Our own addresses, which are few: connections share them."""
         self._turned_away = 0
         self._told_at = -_LOG_SECONDS
 
@@ -92,32 +100,17 @@ class _Flow(FlowControl):
     after every answer, and its pipeline grows for as long as a client likes."""
 
     def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
+        # All that uvicorn's constructor does, with another event.
+        self._transport = transport
+        self.read_paused = False
+        self.write_paused = False
+        self._is_writable_event = cast(asyncio.Event, LazyEvent())
+        self._is_writable_event.set()
         self._pipeline = pipeline
 
     def resume_reading(self) -> None:
         if len(self._pipeline) < _FEW_PIPELINED:
             super().resume_reading()
-
-
-def _send_now(cycle: RequestResponseCycle, data: bytes) -> bool:
-    """Send a part of a response that has begun, as uvicorn's ``send`` would; false when
-    that one would have to wait, or has a better idea."""
-    if (
-        cycle.flow.write_paused
-        or cycle.disconnected
-        or not cycle.response_started
-        or cycle.response_complete
-        or not cycle.chunked_encoding
-    ):
-        return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-    return True
-
-
-def _has_arrived(cycle: RequestResponseCycle) -> bool:
-    """Whether the whole body is here, so that nobody has to wait for it."""
-    return not cycle.more_body
 
 
 class Connection(HttpToolsProtocol):
@@ -133,6 +126,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
+        self.server = self.door.addresses.setdefault(self.server, self.server)
+        self.pipeline = cast(deque[Any], Pipeline())
         self.flow = _Flow(transport, self.pipeline)
         self._in_head = True
         self._unread = 0
@@ -162,24 +157,19 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def hang_up(self) -> None:
-        """Cut the connection, unsent data included. The application calls this, as
-        ``scope["state"]["hang_up"]``, to be rid of a client that reads nothing."""
+        """Cut the connection, unsent data included."""
         self._leave()
         self.transport.abort()
 
     def shutdown(self) -> None:
         """The server ends, and requests under way have had their time. One whose body has
-        not arrived by now is told so (``scope["state"]["interrupt"]``, set by whoever waits
-        for a body, and ``"leaving"``)."""
+        not arrived by now is told so (``Lent.leave``)."""
         if self._in_head and self._unread and not self._busy:
             self._refuse(Draining("The server is shutting down and takes no new requests."))
             return
         super().shutdown()
         if self._serving is not None and not self._serving.response_started:
-            state = self._serving.scope["state"]
-            state["leaving"] = True  # For who has not begun to wait for the body yet.
-            if "interrupt" in state:
-                state["interrupt"]()
+            _lent(self._serving).leave()
 
     # --- what comes in
 
@@ -206,7 +196,6 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["state"] |= {"hang_up": self.hang_up, "on_gone": None}
         self._unread = self._unread or 1
 
     def on_headers_complete(self) -> None:
@@ -218,8 +207,8 @@ class Connection(HttpToolsProtocol):
         self._unread = 0
         self._disarm()
         self.cycle.transport = cast(asyncio.Transport, Joined(self.transport))
-        self.scope["state"]["send_now"] = partial(_send_now, self.cycle)
-        self.scope["state"]["has_arrived"] = partial(_has_arrived, self.cycle)
+        self.cycle.message_event = cast(asyncio.Event, LazyEvent())
+        lend(cast(Scope, self.scope), Lent(self.cycle, self.hang_up))
         if not self.pipeline:
             self._serving = self.cycle
         if self._surplus:
@@ -322,12 +311,7 @@ class Connection(HttpToolsProtocol):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
-                state = cycle.scope["state"]
-                state["gone"] = True
-                # Once: a request can be named twice here, and a connection can be left twice.
-                gone, state["on_gone"] = state["on_gone"], None
-                if gone is not None:
-                    gone()
+                _lent(cycle).lose()
         self.flow.resume_writing()
 
     def _head_late(self) -> None:
@@ -360,3 +344,9 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _lent(cycle: RequestResponseCycle) -> Lent:
+    lent = lent_to(cast(Scope, cycle.scope))
+    assert lent is not None
+    return lent

@@ -22,9 +22,21 @@ def entry(request: Request) -> Entry:
     return cast(Entry, request.state.entry)
 
 
+def identify(scope: Scope, caller: Caller) -> None:
+    """Note who sends this request: in its account, if it has one."""
+    state = scope["state"]
+    if "entry" in state:
+        state["entry"].caller = caller
+    else:
+        state["caller"] = caller
+
+
 def caller(request: Request) -> Caller:
     """Who sends this request."""
-    return cast(Caller, getattr(request.state, "caller", ANONYMOUS))
+    state = request.scope["state"]
+    if "entry" in state:
+        return cast(Entry, state["entry"]).caller
+    return cast(Caller, state.get("caller", ANONYMOUS))
 
 
 def header(scope: Scope, name: bytes) -> str | None:

@@ -9,6 +9,8 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
+from llmserve.http.lent import lent_to
+
 T = TypeVar("T")
 
 
@@ -24,29 +26,29 @@ class Watching:
     one a task waits for the message that ASGI has for it.
     """
 
-    __slots__ = ("_gone", "_listening", "_receive", "_state")
+    __slots__ = ("_gone", "_lent", "_listening", "_receive")
 
     def __init__(self, scope: Scope, receive: Receive, gone: Callable[[], None]) -> None:
-        self._state = scope.get("state", {})
+        self._lent = lent_to(scope)
         self._receive = receive
         self._gone = gone
         self._listening: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
-        gone, state = self._gone, self._state
-        if "on_gone" not in state:
+        gone, lent = self._gone, self._lent
+        if lent is None:
             self._listening = asyncio.ensure_future(_until_gone(self._receive))
             self._listening.add_done_callback(lambda task: None if task.cancelled() else gone())
             return
-        state["on_gone"] = gone
-        if state.get("gone"):
+        lent.on_gone = gone
+        if lent.gone:
             gone()
 
     def __exit__(self, *_: object) -> None:
-        if self._listening is not None:
+        if self._lent is not None:
+            self._lent.on_gone = None
+        elif self._listening is not None:
             self._listening.cancel()
-        else:
-            self._state["on_gone"] = None
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:

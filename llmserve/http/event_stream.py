@@ -9,43 +9,71 @@ looks now and then whether the stream has gone silent or its reader has stalled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmserve.errors import InternalError, LlmserveError
 from llmserve.http.departure import Watching
 from llmserve.http.outlet import Outlet
 from llmserve.settings import ServerSettings
 
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n").encode()
 
-_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",
-}
+Item = TypeVar("Item")
+Written_contra = TypeVar("Written_contra", contravariant=True)
+
+log = logging.getLogger(__name__)
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class ReaderStalled(Exception):
     """The client took nothing for too long, and was let go."""
 
 
-class EventStream(Response):
-    """Sends ``frames``, each a whole event as bytes. Closes them in any case: when the
-    client goes away they are cancelled, which reaches the engine. Raises
-    ``ReaderStalled``. Between them, frames may come through ``outlet``."""
+class Wire(Protocol[Written_contra]):
+    """How a protocol writes the items of a stream: whole events, as bytes."""
+
+    def frame(self, item: Written_contra, /) -> bytes:
+        """One item."""
+
+    def end(self) -> bytes:
+        """What follows the last item; it may be empty."""
+
+    def error(self, error: LlmserveError, /) -> bytes:
+        """What ends a stream that failed."""
+
+
+class EventStream(Response, Generic[Item]):
+    """Sends ``items``, the ``first`` of which (``None``: there is none) is asked for
+    already. Closes them in any case: when the client goes away they are cancelled, which
+    reaches the engine. A failure is an event, and the last one. Raises ``ReaderStalled``.
+    Between the items, frames may come through ``outlet``."""
 
     def __init__(
-        self, frames: AsyncGenerator[bytes, None], outlet: Outlet, settings: ServerSettings
+        self,
+        first: Awaitable[Item | None],
+        items: AsyncGenerator[Item, None],
+        wire: Wire[Item],
+        outlet: Outlet,
+        settings: ServerSettings,
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.init_headers(_HEADERS)
-        self._frames = frames
+        self.raw_headers = _HEADERS
+        self._first: Awaitable[Item | None] | None = first
+        self._items = items
+        self._wire = wire
         self._outlet = outlet
         self._settings = settings
 
@@ -54,14 +82,12 @@ class EventStream(Response):
         assert task is not None
         others = task.cancelling()
         watch = _Watch(task, send, self._outlet, self._settings)
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
             with Watching(scope, receive, watch.end):
-                async with aclosing(self._frames) as frames:
-                    await send(start)
+                async with aclosing(self._items):
+                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
                     self._outlet.open()
-                    async for frame in frames:
-                        await watch.send(frame)
+                    await self._send_all(watch)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
             if watch.cancelled and task.uncancel() <= others:
@@ -73,9 +99,34 @@ class EventStream(Response):
             self._outlet.close()
             watch.close()
 
+    async def _send_all(self, watch: _Watch) -> None:
+        wire = self._wire
+        # The first is a task that has its item for as long as somebody has the task.
+        coming, self._first = self._first, None
+        while coming is not None:
+            try:
+                item = await coming
+                frame = wire.end() if item is None else wire.frame(item)
+                more = item is not None
+            except LlmserveError as error:
+                frame, more = wire.error(error), False
+            except Exception:
+                log.exception("a stream failed")
+                frame, more = wire.error(InternalError()), False
+            if frame:
+                await watch.send(frame)
+            # An idle stream keeps neither what it has sent nor what that was made of.
+            item, frame = None, b""
+            coming = anext(self._items, None) if more else None
+
 
 class _Watch:
     """What may end or interrupt a stream from outside."""
+
+    __slots__ = (
+        *("_keep_alive", "_loop", "_outlet", "_patience", "_period", "_ping", "_send"),
+        *("_sending", "_since", "_task", "_timer", "cancelled", "stalled"),
+    )
 
     def __init__(
         self, task: asyncio.Task[Any], send: Send, outlet: Outlet, settings: ServerSettings
@@ -90,7 +141,7 @@ class _Watch:
         self._loop = asyncio.get_running_loop()
         self._sending = False
         self._since = self._loop.time()
-        self._pings: set[asyncio.Task[None]] = set()
+        self._ping: asyncio.Task[None] | None = None
         limits = [limit for limit in (self._keep_alive, self._patience) if limit]
         self._period = min(limits, default=0.0) / 2
         self._timer = self._loop.call_later(self._period, self._look) if limits else None
@@ -111,8 +162,8 @@ class _Watch:
         """Nothing is to be watched any more."""
         if self._timer is not None:
             self._timer.cancel()
-        for ping in self._pings:
-            ping.cancel()
+        if self._ping is not None:
+            self._ping.cancel()
 
     def _look(self) -> None:
         silent = self._loop.time() - max(self._since, self._outlet.sent_at)
@@ -121,7 +172,5 @@ class _Watch:
             self.end()
             return
         if not self._sending and self._keep_alive and silent >= self._keep_alive:
-            ping = self._loop.create_task(self.send(KEEP_ALIVE))
-            self._pings.add(ping)
-            ping.add_done_callback(self._pings.discard)
+            self._ping = self._loop.create_task(self.send(KEEP_ALIVE))
         self._timer = self._loop.call_later(self._period, self._look)

@@ -1,6 +1,9 @@
 """Pure ASGI middleware: what every request passes, whatever its route.
 
 RequestId → (CORS) → Accounting → Failures → Authentication → (route.Straight) → routes
+
+Where nothing is to be done after the response, there is no coroutine: each one costs every
+idle stream memory.
 """
 
 from __future__ import annotations
@@ -9,19 +12,20 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmserve.errors import Forbidden, InternalError, LlmserveError, NotFound, Unauthenticated
 from llmserve.gateway.entry import Entry, outcome_of_status
-from llmserve.http.context import header
+from llmserve.http.context import header, identify
 from llmserve.http.departure import ClientGone
 from llmserve.http.envelopes import error_response, protocol_of
 from llmserve.http.event_stream import ReaderStalled
+from llmserve.http.lent import lent_to
 from llmserve.http.policies import Guide, Policy
+from llmserve.http.reply import reply_of, watch
 from llmserve.settings import AuthSettings, is_loopback
 from llmserve.state.authenticator import Authenticator
 from llmserve.types import Caller, Outcome
@@ -30,43 +34,22 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("llmserve.access")
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,64}")
-_SECURITY = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
-_CSP = b"default-src 'none'; frame-ancestors 'none'"
-_DOCS_CSP = (
-    b"default-src 'none'; frame-ancestors 'none'; connect-src 'self'; "
-    b"script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"img-src 'self' data: https://fastapi.tiangolo.com"
-)
-_HEADERS = [*_SECURITY, (b"content-security-policy", _CSP)]
-_DOCS_HEADERS = [*_SECURITY, (b"content-security-policy", _DOCS_CSP)]
 
 
 class RequestId:
-    """Gives each request an id (the client's own, when it sends a sane ``x-request-id``),
-    sends it back, and adds the security headers."""
+    """Gives each request an id (the client's own, when it sends a sane ``x-request-id``)
+    and its ``Reply``, which sends it back."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         given = header(scope, b"x-request-id") or ""
         request_id = given if _CLIENT_ID.fullmatch(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                ours = _DOCS_HEADERS if scope["path"].startswith("/docs") else _HEADERS
-                headers = message["headers"] = [*message["headers"], *ours]
-                headers.append((b"x-request-id", request_id.encode()))
-                if all(name != b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-            await send(message)
-
-        await self.app(scope, receive, send_with_id)
+        return self.app(scope, receive, watch(scope, send))
 
 
 class Accounting:
@@ -87,23 +70,12 @@ class Accounting:
             return
         entry = Entry(id=scope["state"]["request_id"], route=route)
         scope["state"]["entry"] = entry
-        status: int | None = None
-        complete = False
-
-        async def watch(message: Message) -> None:
-            nonlocal status, complete
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if entry.headers:
-                    MutableHeaders(scope=message).update(entry.headers)
-            elif not message.get("more_body", False):
-                complete = True
-            await send(message)
-
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send)
         finally:
-            if status is not None and status < 400 and not complete:
+            reply = reply_of(scope)
+            status = reply.status
+            if status is not None and status < 400 and not reply.complete:
                 entry.end(Outcome.DISCONNECTED)
             entry.end(outcome_of_status(status))
             self._closed(entry)
@@ -129,10 +101,9 @@ class Authentication:
         self._origins = frozenset(origins)
         self._guide = guide
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         try:
             query_key = self._take_query_key(scope) if self._settings.allow_query_key else None
             policy = self._guide().policy(scope["path"])
@@ -142,14 +113,10 @@ class Authentication:
         except (Unauthenticated, Forbidden, NotFound) as error:
             _fail(scope, error)
             response = error_response(error, protocol_of(scope["path"]), _request_id(scope))
-            await response(scope, receive, send)
-            return
+            return response(scope, receive, send)
         if caller is not None:
-            scope["state"]["caller"] = caller
-            entry = scope["state"].get("entry")
-            if entry is not None:
-                entry.caller = caller
-        await self.app(scope, receive, send)
+            identify(scope, caller)
+        return self.app(scope, receive, send)
 
     def _authenticate(self, scope: Scope, query_key: str | None, policy: Policy) -> Caller:
         self._check_origin(header(scope, b"origin"))
@@ -201,26 +168,21 @@ class Failures:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send)
         except ClientGone:
             _end(scope, Outcome.DISCONNECTED)
         except ReaderStalled:
             _end(scope, Outcome.DISCONNECTED)
             log.warning("request %s: the client stopped reading", _request_id(scope))
             # A plain return would wait for the client to take what is left, and log an error.
-            scope["state"].get("hang_up", lambda: None)()
+            lent = lent_to(scope)
+            if lent is not None:
+                lent.hang_up()
         except Exception:
             log.exception("request %s failed", _request_id(scope))
             _end(scope, Outcome.FAILED)
-            if started:
+            if reply_of(scope).status is not None:
                 raise
             error = InternalError()
             response = error_response(error, protocol_of(scope["path"]), _request_id(scope))

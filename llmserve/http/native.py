@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,10 +44,11 @@ async def generate(request: Request) -> Response:
 
 @router.post("/generate/stream", openapi_extra=_SCHEMA, summary="Generate text as a stream")
 async def generate_stream(request: Request) -> Response:
-    outlet = Outlet(request.scope)
-    frames = _frames(request, *await _accept(request), outlet)
-    settings = services(request).settings.server
-    return await stream_response(request, frames, outlet, _error_event, entry(request), settings)
+    wired, account, outlet = services(request), entry(request), Outlet(request.scope)
+    parsed, target, demand = await _accept(request)
+    wire = _Wire(account, target, parsed.sampling.n, outlet)
+    chunks = wired.gateway.generate(account, target, parsed, demand, wire.push)
+    return await stream_response(request, chunks, wire, outlet, account, wired.settings.server)
 
 
 async def _accept(request: Request) -> tuple[GenerateRequest, Target, Demand]:
@@ -100,44 +100,44 @@ async def _collect(
     }
 
 
-async def _frames(
-    request: Request, parsed: GenerateRequest, target: Target, demand: Demand, outlet: Outlet
-) -> AsyncGenerator[bytes, None]:
+class _Wire:
     """``token`` events, then one ``done``. Ids count from 0."""
-    account, gateway = entry(request), services(request).gateway
-    ends: list[dict[str, Any]] = [{} for _ in range(parsed.sampling.n)]
-    number = 0
 
-    def push(text: str, tokens: int) -> bool:
-        nonlocal number
-        sent = outlet.write(_TOKEN % (number, encode(text), tokens))
-        number += sent
+    __slots__ = ("_account", "_ends", "_number", "_outlet", "_target")
+
+    def __init__(self, account: Entry, target: Target, choices: int, outlet: Outlet) -> None:
+        self._account = account
+        self._target = target
+        self._outlet = outlet
+        self._ends: list[dict[str, Any] | None] = [None] * choices
+        self._number = 0
+
+    def push(self, text: str, tokens: int) -> bool:
+        """Send a text the short way."""
+        sent = self._outlet.write(_TOKEN % (self._number, encode(text), tokens))
+        self._number += sent
         return sent
 
-    chunks = gateway.generate(account, target, parsed, demand, push)
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            yield _event("token", _chunk_json(chunk), number)
-            number += 1
-            if chunk.finish_reason is not None:
-                ends[chunk.index] = _end_json(chunk)
-    done = _summary(account, target) | {
-        "finish_reason": ends[0]["finish_reason"],
-        "choices": ends,
-    }
-    yield _event("done", done, number)
+    def frame(self, chunk: Chunk) -> bytes:
+        if chunk.finish_reason is not None:
+            self._ends[chunk.index] = _end_json(chunk)
+        return self._event("token", _chunk_json(chunk))
+
+    def end(self) -> bytes:
+        ends = [end or {} for end in self._ends]
+        done = {"finish_reason": ends[0].get("finish_reason"), "choices": ends}
+        return self._event("done", _summary(self._account, self._target) | done)
+
+    def error(self, error: LlmserveError) -> bytes:
+        return sse(error_body(error, Protocol.OPENAI), "error")
+
+    def _event(self, name: str, data: dict[str, Any]) -> bytes:
+        number, self._number = self._number, self._number + 1
+        return b"id: %d\n" % number + sse(data, name)
 
 
 _TOKEN = b'id: %d\nevent: token\ndata: {"index":0,"text":%b,"tokens":%d}\n\n'
-"""``_event("token", …)`` of a plain chunk."""
-
-
-def _event(name: str, data: dict[str, Any], number: int) -> bytes:
-    return b"id: %d\n" % number + sse(data, name)
-
-
-def _error_event(error: LlmserveError) -> bytes:
-    return sse(error_body(error, Protocol.OPENAI), "error")
+"""``_Wire.frame`` of a plain chunk."""
 
 
 def _chunk_json(chunk: Chunk) -> dict[str, Any]:

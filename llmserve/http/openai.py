@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llmserve.engine.protocol import Event
 from llmserve.errors import LlmserveError, ModelNotFound
-from llmserve.gateway.demand import Demand
-from llmserve.gateway.routing import Target
 from llmserve.http.body import read_json
 from llmserve.http.context import base_url, caller, entry, services
 from llmserve.http.control import demand_of
@@ -35,7 +33,6 @@ PATHS: dict[str, Operation] = {
     "/detokenize": Operation.DETOKENIZE,
 }
 
-_DONE = b"data: [DONE]\n\n"
 _GENERATING = (Operation.CHAT, Operation.COMPLETION, Operation.RESPONSES, Operation.MESSAGES)
 _ENDS_WITH_DONE = (Operation.CHAT, Operation.COMPLETION)
 
@@ -69,6 +66,8 @@ _SCHEMA = {
 
 
 def _handler(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    wire = _Wire(operation)
+
     async def handle(request: Request) -> Response:
         wired, account = services(request), entry(request)
         settings = wired.settings
@@ -79,38 +78,31 @@ def _handler(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         demand = demand_of(request, body, engine, generates=operation in _GENERATING)
         if body.get("stream"):
             outlet = Outlet(request.scope)
-            frames = _frames(request, target, operation, body, demand, outlet)
-            return await stream_response(
-                request, frames, outlet, _on_error(operation), account, settings.server
+            events = wired.gateway.openai_stream(
+                account, target, operation, body, demand, outlet.write_data
             )
+            return await stream_response(request, events, wire, outlet, account, settings.server)
         work = wired.gateway.openai(account, target, operation, body, demand)
         return json_response(await until_gone(request, work))
 
     return handle
 
 
-async def _frames(
-    request: Request,
-    target: Target,
-    operation: Operation,
-    body: dict[str, Any],
-    demand: Demand,
-    outlet: Outlet,
-) -> AsyncGenerator[bytes, None]:
-    def push(data: bytes) -> bool:
-        return outlet.write(b"data: %b\n\n" % data)
+class _Wire:
+    """Events as OpenAI and Anthropic write them."""
 
-    gateway = services(request).gateway
-    stream = gateway.openai_stream(entry(request), target, operation, body, demand, push)
-    async with aclosing(stream) as events:
-        async for event in events:
-            yield sse(event.data, event.event)
-    if operation in _ENDS_WITH_DONE:
-        yield _DONE
+    def __init__(self, operation: Operation) -> None:
+        self._operation = operation
+        self._end = b"data: [DONE]\n\n" if operation in _ENDS_WITH_DONE else b""
 
+    def frame(self, event: Event) -> bytes:
+        return sse(event.data, event.event)
 
-def _on_error(operation: Operation) -> Callable[[LlmserveError], bytes]:
-    return lambda error: error_event(error, operation)
+    def end(self) -> bytes:
+        return self._end
+
+    def error(self, error: LlmserveError) -> bytes:
+        return error_event(error, self._operation)
 
 
 async def list_models(request: Request) -> Response:

@@ -65,9 +65,11 @@ class Straight:
             await self.app(scope, receive, send)
             return
         await self._turnstile.enter()
-        request = Request(scope, receive, send)
-        try:
-            response = await handler(request)
-        except LlmserveError as error:
-            response = await self._on_error(request, error)
+        response = await self._response(handler, Request(scope, receive, send))
         await response(scope, receive, send)
+
+    async def _response(self, handler: Handler, request: Request) -> Response:
+        try:
+            return await handler(request)
+        except LlmserveError as error:
+            return await self._on_error(request, error)

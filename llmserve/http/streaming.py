@@ -9,21 +9,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.errors import InternalError, LlmserveError
 from llmserve.gateway.entry import Entry
 from llmserve.http.departure import until_gone
-from llmserve.http.event_stream import EventStream
+from llmserve.http.event_stream import EventStream, Item, Wire
 from llmserve.http.outlet import Outlet
 from llmserve.settings import ServerSettings
-
-log = logging.getLogger(__name__)
 
 _QUICK = 0.05
 """A request that has its place this soon is not worth a watcher of its connection."""
@@ -31,21 +27,21 @@ _QUICK = 0.05
 
 async def stream_response(
     request: Request,
-    frames: AsyncGenerator[bytes, None],
+    items: AsyncGenerator[Item, None],
+    wire: Wire[Item],
     outlet: Outlet,
-    on_error: Callable[[LlmserveError], bytes],
     account: Entry,
     settings: ServerSettings,
 ) -> Response:
-    """A response that sends ``frames``, each a whole event, and lets others through
+    """A response that sends ``items`` as ``wire`` writes them, and lets frames through
     ``outlet`` once it has begun.
 
     No header goes out before the request has its place, however long it waits for that.
-    Raises what ``frames`` raises until ``first_chunk_wait_s`` after; later errors go
-    through ``on_error`` and end the stream.
+    Raises what ``items`` raises until ``first_chunk_wait_s`` after; later errors are
+    events, and end the stream.
     """
     placed = account.placed = asyncio.get_running_loop().create_future()
-    first = asyncio.ensure_future(anext(frames, None))
+    first = asyncio.ensure_future(anext(items, None))
     try:
         await _either(request, first, placed)
         await asyncio.wait({first}, timeout=settings.first_chunk_wait_s)
@@ -54,9 +50,11 @@ async def stream_response(
     except BaseException:
         first.cancel()
         await asyncio.wait({first})
-        await frames.aclose()
+        await items.aclose()
         raise
-    return EventStream(_body(first, frames, on_error), outlet, settings)
+    finally:
+        account.placed = None
+    return EventStream(first, items, wire, outlet, settings)
 
 
 async def _either(
@@ -68,23 +66,3 @@ async def _either(
     if first.done() or placed.done():
         return
     await until_gone(request, asyncio.wait({first, placed}, return_when=asyncio.FIRST_COMPLETED))
-
-
-async def _body(
-    first: asyncio.Future[bytes | None],
-    frames: AsyncGenerator[bytes, None],
-    on_error: Callable[[LlmserveError], bytes],
-) -> AsyncGenerator[bytes, None]:
-    try:
-        frame = await first
-        if frame is not None:
-            yield frame
-            async for frame in frames:
-                yield frame
-    except LlmserveError as error:
-        yield on_error(error)
-    except Exception:
-        log.exception("a stream failed")
-        yield on_error(InternalError())
-    finally:
-        await frames.aclose()

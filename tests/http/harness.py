@@ -105,6 +105,7 @@ def _running(
     asgi = build_app(services)
     config = uvicorn.Config(
         asgi,
+        interface="asgi3",
         port=0,
         log_config=None,
         access_log=False,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Literal
 
 from llmserve.engine.fake.job import Job
@@ -83,20 +83,21 @@ class Core:
             finally:
                 self._kv_tokens -= held
 
-    @asynccontextmanager
-    async def slot(
-        self, meter: Meter, prompt_tokens: int, priority: int = 0
-    ) -> AsyncIterator[None]:
+    def slot(self, meter: Meter, prompt_tokens: int, priority: int = 0) -> Slot:
         """Wait for a turn, and hold it and the prompt's part of the KV cache."""
+        return Slot(self, meter, prompt_tokens, priority)
+
+    async def take(self, slot: Slot) -> None:
+        """Wait for its turn."""
         asked = time.monotonic()
-        await self._acquire(priority)
-        meter.queue_seconds = time.monotonic() - asked
-        self._kv_tokens += prompt_tokens
-        try:
-            yield
-        finally:
-            self._kv_tokens -= prompt_tokens
-            self._release()
+        await self._acquire(slot.priority)
+        slot.meter.queue_seconds = time.monotonic() - asked
+        self._kv_tokens += slot.prompt_tokens
+
+    def give_back(self, slot: Slot) -> None:
+        """It is free again."""
+        self._kv_tokens -= slot.prompt_tokens
+        self._release()
 
     def _count_token(self, meter: Meter) -> None:
         if self.state != "ready":
@@ -123,9 +124,12 @@ class Core:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
             timer = loop.call_later(delay, _wake, future)
+            # As ``_wait``; one coroutine less for each of ten thousand that wait.
+            self._waiting.add(future)
             try:
-                await self._wait(future)
+                await future
             finally:
+                self._waiting.discard(future)
                 timer.cancel()
         if self.state != "ready":
             raise self._ended()
@@ -166,6 +170,22 @@ class Core:
 
     def _ended(self) -> EngineDied:
         return EngineDied(_CLOSED) if self.state == "closed" else EngineDied()
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A turn in the engine, for the time of a block."""
+
+    core: Core
+    meter: Meter
+    prompt_tokens: int
+    priority: int
+
+    async def __aenter__(self) -> None:
+        await self.core.take(self)
+
+    async def __aexit__(self, *_: object) -> None:
+        self.core.give_back(self)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -19,12 +19,22 @@ _VOCABULARY = tuple(dict.fromkeys(encode(f" {word}")[0] for word in WORDS))
 class Choice:
     """One answer on its way: each ``step`` takes one token and gives its chunk."""
 
+    __slots__ = ("_ends", "_key", "_limit", "_logprobs", "_text", "_tokens", "count", "index")
+
     def __init__(
-        self, index: int, said: Iterable[int], limit: int, sampling: Sampling, key: str
+        self,
+        index: int,
+        said: Iterator[int],
+        limit: int,
+        sampling: Sampling,
+        key: str,
+        *,
+        ends: bool = True,
     ) -> None:
         self.index = index
         self.count = 0
-        self._tokens = iter(said)
+        self._tokens = said
+        self._ends = ends
         self._limit = limit
         self._logprobs = sampling.logprobs
         self._key = key
@@ -33,6 +43,9 @@ class Choice:
     def step(self) -> Chunk:
         """The next token. Not to be called after a chunk with a finish reason."""
         token = next(self._tokens, EOS)
+        if token == EOS and not self._ends:
+            self._tokens, self._ends = _endless(self._key), True
+            token = next(self._tokens)
         self.count += 1
         text, stop = self._text.push(token)
         finish = None
@@ -120,12 +133,10 @@ def _choice(
     limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
     if sampling.constraint is not None:
         text = constrained_text(sampling.constraint, f"{key}\0{prompt}")
-        said: Iterable[int] = tokens(text)
-    else:
-        said = tokens(script.reply(prompt, key))
-        if sampling.ignore_eos:
-            said = itertools.chain(said, _endless(key))
-    return Choice(index, said, limit, sampling, f"{key}\0{prompt}")
+        return Choice(index, tokens(text), limit, sampling, f"{key}\0{prompt}")
+    said = tokens(script.reply(prompt, key))
+    ends = not sampling.ignore_eos
+    return Choice(index, said, limit, sampling, f"{key}\0{prompt}", ends=ends)
 
 
 def _endless(key: str) -> Iterator[int]:

@@ -27,20 +27,25 @@ EOS_TEXT = "<|end|>"
 
 def encode(text: str) -> list[int]:
     """Token ids of a text. ``decode`` gives the text back."""
-    return list(tokens(text))
+    return [token for piece in _PIECE.findall(text) for token in _ids(piece)]
 
 
 def tokens(text: str) -> Iterator[int]:
     """As ``encode``, one after the other: ten thousand waiting streams keep their texts,
-    and not ten times as much in numbers."""
-    for match in _PIECE.finditer(text):
-        piece = match.group()
-        if len(piece) == 1:
-            # A lone surrogate (JSON can carry one) becomes a question mark.
-            yield from piece.encode("utf-8", errors="replace")
-            continue
-        for start in range(0, len(piece), _PIECE_CHARS):
-            yield _pack(piece[start : start + _PIECE_CHARS])
+    and not ten times as much in numbers, nor in a search that goes on."""
+    at = 0
+    while at < len(text):
+        piece = _PIECE.match(text, at)[0]  # type: ignore[index]  # it matches anything
+        at += len(piece)
+        yield from _ids(piece)
+
+
+def _ids(piece: str) -> Iterable[int]:
+    if len(piece) == 1:
+        # A lone surrogate (JSON can carry one) becomes a question mark.
+        return piece.encode("utf-8", errors="replace")
+    starts = range(0, len(piece), _PIECE_CHARS)
+    return [_pack(piece[start : start + _PIECE_CHARS]) for start in starts]
 
 
 def decode(ids: Iterable[int]) -> str:
@@ -77,6 +82,8 @@ class TextStream:
     As vLLM does, it keeps back as many characters as the longest stop string has, less
     one, until the end is known.
     """
+
+    __slots__ = ("_decoder", "_hold", "_pending", "_stop")
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = stop

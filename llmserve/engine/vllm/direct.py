@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +36,7 @@ from llmserve.engine.vllm.lean import (
 from llmserve.engine.vllm.lean_reply import Whole, chat_reply, completion_reply
 from llmserve.engine.vllm.metered import Plain
 from llmserve.engine.vllm.prompts import Prompts
+from llmserve.engine.vllm.run import Run
 from llmserve.errors import PromptTooLong
 from llmserve.types import Operation
 
@@ -204,12 +204,13 @@ class Direct:
         prompt = tokens_input(plan.prompt_ids, cache_salt=context.cache_salt)
         prompt["arrival_time"] = plan.arrived_at
         created = int(time.time())
-        pieces = client.generate(prompt, plan.sampling, request_id, lora_request=adapter)
         if plan.stream:
+            pieces = client.generate(prompt, plan.sampling, request_id, lora_request=adapter)
             kind = ChatStream if chat else CompletionStream
             return kind(shape, client).events(pieces, request_id, created)
-        whole = await _collect(pieces, client)
-        return (chat_reply if chat else completion_reply)(shape, request_id, created, whole)
+        run = client.run(prompt, plan.sampling, request_id, lora_request=adapter)
+        reply = chat_reply if chat else completion_reply
+        return reply(shape, request_id, created, await _collect(run))
 
 
 def _log_odd() -> None:
@@ -217,7 +218,7 @@ def _log_odd() -> None:
     log.debug("a request is left to vLLM", exc_info=True)
 
 
-async def _collect(pieces: AsyncGenerator[Any, None], client: Plain) -> Whole:
+async def _collect(request: Run) -> Whole:
     texts: list[str] = []
     tokens = 0
 
@@ -227,11 +228,14 @@ async def _collect(pieces: AsyncGenerator[Any, None], client: Plain) -> Whole:
         tokens += count
         return True
 
-    async with aclosing(pieces):
-        async for piece in pieces:
+    async with request as run:
+        tap = run.tap
+        while True:
+            piece = await run.next()
             push(piece.text, len(piece.token_ids))
-            client.tap.push = push
-    tap = client.tap
+            if piece.finish_reason is not None:
+                break
+            tap.push = push
     return Whole(
         text="".join(texts),
         finish_reason=piece.finish_reason,

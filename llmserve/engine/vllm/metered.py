@@ -15,11 +15,11 @@ from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from llmserve.engine.grammars import GrammarRefused
+from llmserve.engine.vllm.run import Run, refuse_abort
 from llmserve.engine.vllm.tally import Tally
-from llmserve.engine.vllm.tap import Piece, Tap, pieces
+from llmserve.engine.vllm.tap import Piece, Tap
 from llmserve.engine.vllm.tools import bound_spaces
 from llmserve.engine.vllm.trial import to_be_tried
-from llmserve.errors import Aborted, InternalError
 from llmserve.types import Meter
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Client:
     off as an answer. Everything else is the wrapped client's."""
 
     def __init__(self, llm: ObservedLLM, meter: Meter) -> None:
-        self._llm = llm
+        self.llm = llm
         self._meter = meter
         self._open: set[Tally] = set()
         self.failure: Exception | None = None
@@ -39,20 +39,20 @@ class Client:
         meter.live = self._uncounted
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._llm, name)
+        return getattr(self.llm, name)
 
     def plain(self) -> Plain | None:
         """A client for the same request that uses a tap, where the engine allows it."""
-        if self._llm.output_processor.stream_interval != 1:
+        if self.llm.output_processor.stream_interval != 1:
             return None
-        return Plain(self._llm, self._meter)
+        return Plain(self.llm, self._meter)
 
     async def encode(
         self, prompt: Any, pooling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """As ``AsyncLLM.encode``."""
-        tally = Tally(self._llm, self._llm.unique(request_id), self._meter)
-        stream = self._llm.encode(prompt, pooling_params, tally.request_id, **options)
+        tally = Tally(self.llm, self.llm.unique(request_id), self._meter)
+        stream = self.llm.encode(prompt, pooling_params, tally.request_id, **options)
         try:
             async with aclosing(stream) as outputs:
                 async for output in outputs:
@@ -62,26 +62,36 @@ class Client:
         finally:
             tally.close()
 
-    @contextmanager
-    def _counted(self, request_id: str) -> Iterator[Tally]:
-        """The tally of a generation, for its time; a failure is remembered."""
-        tally = Tally(self._llm, self._llm.unique(request_id), self._meter)
+    def begin(self, request_id: str) -> Tally:
+        """The tally of a generation; ``end`` it."""
+        tally = Tally(self.llm, self.llm.unique(request_id), self._meter)
         self._open.add(tally)
-        try:
-            yield tally
-        except Exception as error:
-            self.failure = error
-            raise
-        finally:
-            self._open.discard(tally)
-            tally.close()
+        return tally
 
-    async def _try_grammar(self, params: SamplingParams) -> None:
-        if params.structured_outputs is None or self._llm.trials is None:
+    def end(self, tally: Tally, error: BaseException | None) -> None:
+        """The generation is over; a failure is remembered."""
+        if isinstance(error, Exception):
+            self.failure = error
+        self._open.discard(tally)
+        tally.close()
+
+    async def try_grammar(self, params: SamplingParams) -> None:
+        """Raises ``GrammarRefused`` for one that takes too much."""
+        if params.structured_outputs is None or self.llm.trials is None:
             return
         grammar = to_be_tried(params.structured_outputs)
-        if grammar is not None and (wrong := await self._llm.trials.wrong(*grammar)):
+        if grammar is not None and (wrong := await self.llm.trials.wrong(*grammar)):
             raise GrammarRefused(f"it {wrong}.")
+
+    @contextmanager
+    def _counted(self, request_id: str) -> Iterator[Tally]:
+        tally = self.begin(request_id)
+        try:
+            yield tally
+        except BaseException as error:
+            self.end(tally, error)
+            raise
+        self.end(tally, None)
 
     def _uncounted(self) -> int:
         return sum(tally.uncounted() for tally in self._open)
@@ -98,8 +108,8 @@ class Metered(Client):
         _bound_spaces(sampling_params)
         deltas = sampling_params.output_kind is RequestOutputKind.DELTA
         with self._counted(request_id) as tally:
-            await self._try_grammar(sampling_params)
-            stream = self._llm.generate(prompt, sampling_params, tally.request_id, **options)
+            await self.try_grammar(sampling_params)
+            stream = self.llm.generate(prompt, sampling_params, tally.request_id, **options)
             async with aclosing(stream) as outputs:
                 async for output in outputs:
                     if deltas:
@@ -107,7 +117,7 @@ class Metered(Client):
                     elif output.finished:
                         tally.add_whole(output)
                     for choice in output.outputs:
-                        _refuse_abort(choice.finish_reason, sampling_params)
+                        refuse_abort(choice.finish_reason, sampling_params)
                     yield output
 
 
@@ -117,36 +127,27 @@ class Plain(Client):
 
     tap: Tap
 
+    def run(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
+    ) -> Run:
+        """The request, to be entered."""
+        _bound_spaces(sampling_params)
+        return Run(self, request_id, prompt, sampling_params, options)
+
     async def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[Piece, None]:
         """As ``Metered.generate``, through a tap."""
-        _bound_spaces(sampling_params)
-        with self._counted(request_id) as tally:
-            await self._try_grammar(sampling_params)
-            self.tap = Tap(tally)
-            stream = pieces(
-                self._llm, self.tap, prompt, sampling_params, tally.request_id, **options
-            )
-            async with aclosing(stream) as items:
-                async for piece in items:
-                    _refuse_abort(piece.finish_reason, sampling_params)
-                    yield piece
+        async with self.run(prompt, sampling_params, request_id, **options) as run:
+            self.tap = run.tap
+            finish_reason = None
+            while finish_reason is None:
+                piece = await run.next()
+                finish_reason = piece.finish_reason
+                yield piece
 
 
 def _bound_spaces(params: SamplingParams) -> None:
     constraint = params.structured_outputs
     if constraint is not None and constraint.structural_tag:
         constraint.structural_tag = bound_spaces(constraint.structural_tag)
-
-
-def _refuse_abort(finish_reason: str | None, params: SamplingParams) -> None:
-    """Raise for an output that vLLM calls finished although it failed."""
-    if finish_reason == "abort":
-        raise Aborted()
-    if finish_reason == "error":
-        if params.structured_outputs is not None:
-            # So the engine core reports a grammar that does not compile, or that
-            # has no token left to allow.
-            raise GrammarRefused()
-        raise InternalError()

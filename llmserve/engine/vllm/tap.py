@@ -9,20 +9,17 @@ processor to ``push``, which writes it to the client's connection, and nobody wa
 Whatever cannot go that way (the first piece, the last one, all of them while a client does
 not keep up) is held for the reader, pieces put together.
 
-The slow twins are ``RequestState.make_request_output``, ``RequestOutputCollector`` and
-``AsyncLLM.generate`` in vLLM; ``Metered.generate`` uses them.
+The slow twins are ``RequestState.make_request_output`` and ``RequestOutputCollector`` in
+vLLM; ``Metered.generate`` uses them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vllm.exceptions import VLLMClientError
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import SamplingParams
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from llmserve.engine.protocol import PushText
 from llmserve.engine.vllm.steady import can_be_steady
@@ -31,8 +28,6 @@ from llmserve.engine.vllm.tally import Tally
 if TYPE_CHECKING:
     from vllm.v1.engine import FinishReason
     from vllm.v1.engine.output_processor import RequestState
-
-    from llmserve.engine.vllm.core import ObservedLLM
 
 
 class Piece:
@@ -65,7 +60,7 @@ class Tap:
         """Prompt tokens put into the prefix cache."""
         self._state: Any = None
         self._next_text: Callable[[bool, bool], str]
-        self._tally = tally
+        self.tally = tally
         self._held: Piece | None = None
         self._error: Exception | None = None
         self._waiting: asyncio.Future[None] | None = None
@@ -92,12 +87,17 @@ class Tap:
         if not new_token_ids and finish_reason is None:
             return  # Part of a long prompt, and no token yet.
         if new_token_ids:
-            self._tally.add_new(self._state, len(new_token_ids))
+            self.tally.add_new(self._state, len(new_token_ids))
         text = self._next_text(finish_reason is not None, True)
         if finish_reason is not None:
             self._hold(Piece(text, new_token_ids, str(finish_reason), stop_reason))
         elif not self._pushed(text, len(new_token_ids)):
             self._hold(Piece(text, new_token_ids))
+
+    @property
+    def can_be_steady(self) -> bool:
+        """Whether its tokens are text and nothing more from now on."""
+        return self._state is not None and can_be_steady(self._state.detokenizer)
 
     @property
     def stats(self) -> Any:
@@ -108,7 +108,7 @@ class Tap:
         """Take tokens that are text and nothing more (``steady``), which came at ``now``."""
         detokenizer = self._state.detokenizer
         detokenizer.token_ids.extend(token_ids)
-        self._tally.add_more(len(token_ids), now)
+        self.tally.add_more(len(token_ids), now)
         try:
             text = "".join(map(detokenizer.decode_next, token_ids))
         except Exception as error:
@@ -137,7 +137,7 @@ class Tap:
 
     def take_whole(self, output: RequestOutput) -> None:
         """What came before this tap was connected."""
-        self._tally.add(output)
+        self.tally.add(output)
         (choice,) = output.outputs
         self._count_prompt(output)
         self._hold(Piece(choice.text, choice.token_ids, choice.finish_reason, choice.stop_reason))
@@ -178,45 +178,3 @@ class Tap:
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
-
-
-async def pieces(
-    llm: ObservedLLM,
-    tap: Tap,
-    prompt: Any,
-    params: SamplingParams,
-    request_id: str,
-    **options: Any,
-) -> AsyncGenerator[Piece, None]:
-    """Run a plain request and yield what ``tap`` holds for its reader. Raises and aborts
-    as ``AsyncLLM.generate`` does."""
-    collector = await llm.add_request(request_id, prompt, params, **options)
-    internal = collector.request_id
-    try:
-        state = llm.output_processor.request_states.get(internal)
-        early = collector.get_nowait()
-        if early is not None:
-            tap.take_whole(early)
-        if state is not None:
-            tap.connect(state)
-        piece = await tap.get()
-        if state is not None and can_be_steady(state.detokenizer):
-            llm.steady.taps[internal] = tap
-        yield piece
-        while piece.finish_reason is None:
-            piece = await tap.get()
-            yield piece
-    except EngineDeadError:
-        raise
-    except (asyncio.CancelledError, GeneratorExit, VLLMClientError):
-        llm.steady.taps.pop(internal, None)
-        await llm.abort(internal, internal=True)
-        raise
-    except Exception as error:
-        llm.steady.taps.pop(internal, None)
-        await llm.abort(internal, internal=True)
-        raise EngineGenerateError from error
-    finally:
-        llm.steady.taps.pop(internal, None)
-        tap.disconnect()
-        collector.close()

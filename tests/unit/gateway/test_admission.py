@@ -45,7 +45,7 @@ class Door:
 
 
 def running(*permits: Permit) -> list[bool]:
-    return [permit.granted.done() for permit in permits]
+    return [permit.is_granted for permit in permits]
 
 
 def caller(name: str, weight: float = 1.0) -> Caller:
@@ -141,7 +141,7 @@ def drain(door: Door, holder: Permit, waiting: dict[str, Permit]) -> list[str]:
     while waiting:
         door.clock.now += 0.1
         holder.release()
-        name = next(name for name, permit in waiting.items() if permit.granted.done())
+        name = next(name for name, permit in waiting.items() if permit.is_granted)
         holder = waiting.pop(name)
         order.append(name)
     return order
@@ -173,7 +173,7 @@ async def test_a_busy_engine_is_shared_by_weight(weight: float, share: float) ->
     served = 0
     for _ in range(100):
         holder.release()
-        name = next(name for name, permit in waiting.items() if permit.granted.done())
+        name = next(name for name, permit in waiting.items() if permit.is_granted)
         holder = waiting.pop(name)
         served += name.startswith("heavy")
     assert served / 100 == pytest.approx(share, abs=0.03)

@@ -84,31 +84,31 @@ class Items:
 
 async def test_a_deadline_closes_what_it_guards() -> None:
     source = Items()
-    guarded = Deadline(0.05).guard(source.items())
-    assert await anext(guarded) == 1
-    with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
-        await anext(guarded)
+    async with Deadline(0.05).guard(source.items()) as guarded:
+        assert await anext(guarded) == 1
+        with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+            await anext(guarded)
     assert source.closed
 
 
 async def test_stop_ends_a_wait_with_the_given_error() -> None:
     source, deadline = Items(), Deadline(None)
     asyncio.get_running_loop().call_later(0.02, deadline.stop, Draining("bye"))
-    guarded = deadline.guard(source.items())
-    assert await anext(guarded) == 1
-    with pytest.raises(Draining, match="bye"):
-        await anext(guarded)
+    async with deadline.guard(source.items()) as guarded:
+        assert await anext(guarded) == 1
+        with pytest.raises(Draining, match="bye"):
+            await anext(guarded)
     assert source.closed
 
 
 async def test_stop_between_two_waits_counts_at_the_next() -> None:
     source, deadline = Items(), Deadline(None)
-    guarded = deadline.guard(source.items())
-    assert await anext(guarded) == 1
-    deadline.stop(Draining("bye"))
-    deadline.stop(InternalError())
-    with pytest.raises(Draining):
-        await anext(guarded)
+    async with deadline.guard(source.items()) as guarded:
+        assert await anext(guarded) == 1
+        deadline.stop(Draining("bye"))
+        deadline.stop(InternalError())
+        with pytest.raises(Draining):
+            await anext(guarded)
     assert source.closed
 
 
@@ -168,9 +168,8 @@ async def test_a_deadline_that_was_left_ends_nothing() -> None:
 
 async def test_closing_early_closes_the_source() -> None:
     source = Items()
-    guarded = Deadline(None).guard(source.items())
-    await anext(guarded)
-    await guarded.aclose()
+    async with Deadline(None).guard(source.items()) as guarded:
+        await anext(guarded)
     assert source.closed
 
 

@@ -139,11 +139,11 @@ async def _stream(
     core: Core, job: Job, call: _Call, context: Context, meter: Meter
 ) -> AsyncGenerator[Event, None]:
     head = _head(context, "chat.completion.chunk")
-    begun: set[int] = set()
+    begun = 0  # In the first step all choices have a token, in their order.
     async with aclosing(core.run(job, meter)) as chunks:
         async for chunk in chunks:
-            if chunk.index not in begun:
-                begun.add(chunk.index)
+            if chunk.index == begun:
+                begun += 1
                 yield Event({**head, "choices": [_first_delta(chunk.index, call, context)]})
             if chunk.text or chunk.logprobs or chunk.finish_reason is not None:
                 yield Event({**head, "choices": [_delta(chunk, call)]})
