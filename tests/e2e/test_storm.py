@@ -39,6 +39,7 @@ WARM_UP_SECONDS = 4.0
 
 RUNNING = 8
 QUEUE = 16
+PATIENCE_SECONDS = 120
 TOKENS = 48
 CHAT: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Tell me a long story about a river."}],
@@ -84,6 +85,9 @@ def after(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             f"admission.max_queue={QUEUE}",
         ),
         *("--set", "engine.enforce_eager=true", "--set", "logging.access=false"),
+        # On a slow machine whoever waits behind a whole queue waits longer than half a minute,
+        # and that is another answer (504) than the ones that are looked for here.
+        *("--set", f"admission.queue_timeout_s={PATIENCE_SECONDS}"),
     ]
     with serving(args, folder / "log", env) as server:
         yield uvloop.run(_weather(server, keys))
@@ -180,7 +184,10 @@ def test_every_reply_is_complete_or_an_honest_refusal(after: Storm) -> None:
     ][:5]
     assert seen["refused"] > 5 * (seen["complete"] + seen["left"]), seen
     # It comes back while the storm before it is still in the queue.
-    assert kinds(after.calm.results).keys() <= {"complete", "refused"}
+    calm = after.calm.results
+    assert kinds(calm).keys() <= {"complete", "refused"}, [
+        result for result in calm if result.kind not in ("complete", "refused")
+    ][:5]
 
 
 def test_refusals_are_quick(after: Storm) -> None:

@@ -18,6 +18,11 @@ from pathlib import Path
 
 import pytest
 
+ROUTES = ("/generate/stream", "/v1/chat/completions")
+LOOKS = 3
+"""Noise only adds, so the least of several runs is the truest; a machine that was slow for
+the whole of one of them has been seen."""
+
 MOST_UNITS = 3.6
 """Units (a chat chunk to JSON and back, about 8 microseconds) for each token, the scripted
 engine's own work included. It is 2.4 and 2.6: the room is for one pydantic object for each
@@ -26,6 +31,17 @@ token, and not for two."""
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, float]:
+    """The least of up to ``LOOKS`` runs."""
+    least = dict.fromkeys(ROUTES, float("inf"))
+    for _ in range(LOOKS):
+        for route, cost in measured().items():
+            least[route] = min(least[route], cost)
+        if max(least.values()) < MOST_UNITS:
+            break
+    return least
+
+
+def measured() -> dict[str, float]:
     program = Path(__file__).with_name("front_end_cost.py")
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -33,6 +49,6 @@ def costs() -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("path", ["/generate/stream", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ROUTES)
 def test_a_streamed_token_costs_little(costs: dict[str, float], path: str) -> None:
     assert costs[path] < MOST_UNITS
