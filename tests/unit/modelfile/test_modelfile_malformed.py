@@ -7,6 +7,7 @@ import random
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ SECONDS = 0.1
 BYTES = 100_000_000
 # CPU time is what a machine busy with other tests does not stretch (much).
 # Tracing for coverage makes Python several times slower; the bound is about the work.
-SLACK = 2.0 if sys.gettrace() is None else 10.0
+# The rest of the slack is for machines that are slow, or shared, for minutes.
+SLACK = 4.0 if sys.gettrace() is None else 10.0
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -40,19 +42,33 @@ def check(error: ModelFileError, name: str) -> None:
         assert error.expected, name
 
 
+def fastest(work: Callable[[], object]) -> float:
+    """Seconds of CPU of the fastest of three tries: others use the machine as well."""
+    least = float("inf")
+    for _ in range(3):
+        start = time.thread_time()
+        work()
+        least = min(least, time.thread_time() - start)
+        if least < SECONDS:
+            break
+    return least
+
+
+def refused(path: Path, name: str) -> None:
+    """The file is no model, and the error says so properly."""
+    with pytest.raises(ModelFileError) as caught:
+        describe_or_tell(path, name)
+    check(caught.value, name)
+
+
 def test_the_corpus(tmp_path: Path) -> None:
     path = tmp_path / "model"
-    count, slowest = 0, (0.0, "")
+    count = 0
     for name, data in malformed.light_cases():
         write(path, data)
-        start = time.thread_time()
-        with pytest.raises(ModelFileError) as caught:
-            describe_or_tell(path, name)
-        slowest = max(slowest, (time.thread_time() - start, name))
-        check(caught.value, name)
+        assert fastest(lambda name=name: refused(path, name)) < SECONDS * SLACK, name  # type: ignore[misc]
         count += 1
     assert count > 1000
-    assert slowest[0] < SECONDS * SLACK, slowest
 
 
 def test_memory_of_the_corpus(tmp_path: Path) -> None:
@@ -68,26 +84,12 @@ def test_memory_of_the_corpus(tmp_path: Path) -> None:
         assert peak < BYTES / 10, name
 
 
-def fastest(path: Path, name: str) -> float:
-    """Seconds of CPU of the fastest of three tries: others use the machine as well."""
-    found = []
-    for _ in range(3):
-        start = time.thread_time()
-        with pytest.raises(ModelFileError) as caught:
-            describe_or_tell(path, name)
-        found.append(time.thread_time() - start)
-        check(caught.value, name)
-        if found[-1] < SECONDS:
-            break
-    return min(found)
-
-
 def test_heavy_files(tmp_path: Path) -> None:
     path = tmp_path / "model"
     for name, data in malformed.heavy_cases():
         write(path, data)
         del data
-        assert fastest(path, name) < SECONDS * SLACK, name
+        assert fastest(lambda name=name: refused(path, name)) < SECONDS * SLACK, name  # type: ignore[misc]
         tracemalloc.start()
         with pytest.raises(ModelFileError):
             describe(path)
@@ -103,10 +105,7 @@ def test_a_header_of_100_mb(tmp_path: Path) -> None:
         with path.open("wb") as file:
             file.write(start.ljust(24, b"\1"))
             file.truncate(1 << 40)
-        before = time.thread_time()
-        with pytest.raises(ModelFileError):
-            describe(path)
-        assert time.thread_time() - before < SECONDS * SLACK
+        assert fastest(lambda: refused(path, "a header of 100 MB")) < SECONDS * SLACK
 
 
 def test_mutations(tmp_path: Path) -> None:
@@ -118,14 +117,18 @@ def test_mutations(tmp_path: Path) -> None:
         for _ in range(dice.choice((1, 1, 2, 5))):
             mutate(data, dice)
         write(path, bytes(data))
-        start = time.thread_time()
-        try:
-            found = describe(path)
-        except ModelFileError as error:
-            check(error, f"mutation {number}")
-        else:
-            assert found.files[0].bytes == len(data)
-        assert time.thread_time() - start < SECONDS * SLACK, f"mutation {number}"
+        seconds = fastest(lambda number=number: told(path, number))  # type: ignore[misc]
+        assert seconds < SECONDS * SLACK, f"mutation {number}"
+
+
+def told(path: Path, number: int) -> None:
+    """The file is described, or the error says properly why not."""
+    try:
+        found = describe(path)
+    except ModelFileError as error:
+        check(error, f"mutation {number}")
+    else:
+        assert found.files[0].bytes == path.stat().st_size
 
 
 def mutate(data: bytearray, dice: random.Random) -> None:
@@ -171,9 +174,11 @@ def mutate(data: bytearray, dice: random.Random) -> None:
 def test_heavy_json(tmp_path: Path, name: str, text: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(malformed.safetensors({"a": ("F32", (1,))}))
     (tmp_path / name).write_bytes(text)
-    start = time.thread_time()
-    try:
-        assert describe(tmp_path).problems[0].kind == "metadata"
-    except ModelFileError as error:
-        check(error, name)
-    assert time.thread_time() - start < SECONDS * SLACK
+
+    def told_of() -> None:
+        try:
+            assert describe(tmp_path).problems[0].kind == "metadata"
+        except ModelFileError as error:
+            check(error, name)
+
+    assert fastest(told_of) < SECONDS * SLACK
