@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar
 
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llmserve.errors import InternalError, LlmserveError
 from llmserve.http.departure import Watching
@@ -62,7 +61,7 @@ class EventStream(Response, Generic[Item]):
 
     def __init__(
         self,
-        first: Awaitable[Item | None],
+        first: asyncio.Future[Item | None],
         items: AsyncGenerator[Item, None],
         wire: Wire[Item],
         outlet: Outlet,
@@ -71,7 +70,7 @@ class EventStream(Response, Generic[Item]):
         self.status_code = 200
         self.background = None
         self.raw_headers = _HEADERS
-        self._first: Awaitable[Item | None] | None = first
+        self._first: asyncio.Future[Item | None] | None = first
         self._items = items
         self._wire = wire
         self._outlet = outlet
@@ -84,10 +83,12 @@ class EventStream(Response, Generic[Item]):
         watch = _Watch(task, send, self._outlet, self._settings)
         try:
             with Watching(scope, receive, watch.end):
-                async with aclosing(self._items):
-                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                try:
+                    await watch.send(_head())
                     self._outlet.open()
                     await self._send_all(watch)
+                finally:
+                    await self._close()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
             if watch.cancelled and task.uncancel() <= others:
@@ -101,8 +102,7 @@ class EventStream(Response, Generic[Item]):
 
     async def _send_all(self, watch: _Watch) -> None:
         wire = self._wire
-        # The first is a task that has its item for as long as somebody has the task.
-        coming, self._first = self._first, None
+        coming: Awaitable[Item | None] | None = self._first
         while coming is not None:
             try:
                 item = await coming
@@ -114,10 +114,17 @@ class EventStream(Response, Generic[Item]):
                 log.exception("a stream failed")
                 frame, more = wire.error(InternalError()), False
             if frame:
-                await watch.send(frame)
+                await watch.send(_part(frame))
             # An idle stream keeps neither what it has sent nor what that was made of.
-            item, frame = None, b""
+            self._first, item, frame = None, None, b""
             coming = anext(self._items, None) if more else None
+
+    async def _close(self) -> None:
+        """End the items, and the wait for the first of them, if nobody has waited for it."""
+        if self._first is not None and not self._first.done():
+            self._first.cancel()
+            await asyncio.wait({self._first})
+        await self._items.aclose()
 
 
 class _Watch:
@@ -146,10 +153,10 @@ class _Watch:
         self._period = min(limits, default=0.0) / 2
         self._timer = self._loop.call_later(self._period, self._look) if limits else None
 
-    async def send(self, frame: bytes) -> None:
-        """Send one frame, and remember when."""
+    async def send(self, message: Message) -> None:
+        """Send the head or a frame, and remember when."""
         self._since, self._sending = self._loop.time(), True
-        await self._send({"type": "http.response.body", "body": frame, "more_body": True})
+        await self._send(message)
         self._sending = False
 
     def end(self) -> None:
@@ -172,5 +179,13 @@ class _Watch:
             self.end()
             return
         if not self._sending and self._keep_alive and silent >= self._keep_alive:
-            self._ping = self._loop.create_task(self.send(KEEP_ALIVE))
+            self._ping = self._loop.create_task(self.send(_part(KEEP_ALIVE)))
         self._timer = self._loop.call_later(self._period, self._look)
+
+
+def _head() -> Message:
+    return {"type": "http.response.start", "status": 200, "headers": _HEADERS}
+
+
+def _part(frame: bytes) -> Message:
+    return {"type": "http.response.body", "body": frame, "more_body": True}

@@ -44,7 +44,7 @@ class Run:
         request_id, prompt, options = self._request
         params = self._params
         tally = client.begin(request_id)
-        self.tap = tap = Tap(tally)
+        self.tap = Tap(tally)
         try:
             await client.try_grammar(params)
             collector = await client.llm.add_request(tally.request_id, prompt, params, **options)
@@ -54,13 +54,21 @@ class Run:
         self._collector, self._id = collector, collector.request_id
         # The engine has the prompt now; a stream can be long.
         del self._request
-        early = collector.get_nowait()
-        if early is not None:
-            tap.take_whole(early)
-        state = client.llm.output_processor.request_states.get(self._id)
-        if state is not None:
-            tap.connect(state)
+        try:
+            self._connect()
+        except BaseException as error:
+            await self.__aexit__(None, error, None)
+            raise
         return self
+
+    def _connect(self) -> None:
+        """Let the tap have what comes, and what came already."""
+        early = self._collector.get_nowait()
+        if early is not None:
+            self.tap.take_whole(early)
+        state = self._client.llm.output_processor.request_states.get(self._id)
+        if state is not None:
+            self.tap.connect(state)
 
     async def next(self) -> Piece:
         """The next piece; the last one has a finish reason."""
