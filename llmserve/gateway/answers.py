@@ -31,20 +31,20 @@ class Answers:
         self.cache = Cache(
             settings, max_waiting=queue.max_queue, patience_s=queue.queue_timeout_s or 60
         )
-        self._enabled = settings.enabled
+        self.enabled = settings.enabled
         self._shared = settings.shared
 
     def openai_key(
         self, entry: Entry, target: Target, operation: Operation, body: Json
     ) -> bytes | None:
         """The key of a request to the OpenAI face."""
-        if not self._enabled or operation not in OPERATIONS:
+        if not self.enabled or operation not in OPERATIONS:
             return None
         return cache_key(self._scope(entry, target, operation.value), body)
 
     def native_key(self, entry: Entry, target: Target, request: GenerateRequest) -> bytes | None:
         """The key of a native request."""
-        if not self._enabled:
+        if not self.enabled:
             return None
         sampling = request.sampling
         body = asdict(replace(request, id="")) | {

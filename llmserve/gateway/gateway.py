@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llmserve.engine.protocol import Context, Engine, Event, Json, PushJson, PushText
 from llmserve.engine.supervisor import Supervisor
@@ -32,8 +32,10 @@ from llmserve.state import Windows
 from llmserve.types import Chunk, GenerateRequest, Operation
 
 Item = TypeVar("Item", Chunk, Event)
-_Ask = Callable[[], Awaitable[AsyncGenerator[Item, None]]]
-"""Asks the engine for a stream."""
+_Ask = Callable[[Any], Awaitable[AsyncGenerator[Item, None]]]
+"""Asks the engine for a stream, with the short way for its items, if there is one."""
+
+_Key = Callable[[], bytes | None]
 
 
 class Gateway:
@@ -74,14 +76,12 @@ class Gateway:
         ours = replace(
             request, adapter=target.adapter, priority=0, cache_salt=self._cache_salt(entry)
         )
-        key = self.answers.native_key(entry, target, ours)
-        # What is to be kept must come this way.
-        short = push if key is None else None
 
-        async def ask() -> AsyncGenerator[Chunk, None]:
+        async def ask(short: PushText | None) -> AsyncGenerator[Chunk, None]:
             return self._admit(entry).generate(ours, entry.meter, short)
 
-        return self._stream(key, entry, demand, ask)
+        key = partial(self.answers.native_key, entry, target, ours)
+        return self._stream(key, entry, demand, ask, push)
 
     async def openai(
         self, entry: Entry, target: Target, operation: Operation, body: Json, demand: Demand
@@ -98,8 +98,8 @@ class Gateway:
         async def replies(deadline: Deadline) -> AsyncGenerator[Json, None]:
             yield await reply(deadline)
 
-        key = self.answers.openai_key(entry, target, operation, body)
         async with self._limited(entry, demand) as deadline:
+            key = self.answers.openai_key(entry, target, operation, body)
             if key is None:
                 return await reply(deadline)
             stream = self.answers.stream(key, entry, deadline, lambda: replies(deadline))
@@ -117,32 +117,36 @@ class Gateway:
         push: PushJson | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The events of a request that asks for a stream. As ``generate``."""
-        key = self.answers.openai_key(entry, target, operation, body)
-        short = push if key is None else None
 
-        async def ask() -> AsyncGenerator[Event, None]:
+        async def ask(short: PushJson | None) -> AsyncGenerator[Event, None]:
             answer = await self._ask(entry, target, operation, body, short)
             if isinstance(answer, dict):
                 raise InternalError()
             return answer
 
-        return self._stream(key, entry, demand, ask)
+        key = partial(self.answers.openai_key, entry, target, operation, body)
+        return self._stream(key, entry, demand, ask, push)
 
     def _stream(
-        self, key: bytes | None, entry: Entry, demand: Demand, ask: _Ask[Item]
+        self, key: _Key, entry: Entry, demand: Demand, ask: _Ask[Item], push: Any
     ) -> AsyncGenerator[Item, None]:
-        if key is None:
-            return self._made(entry, demand, ask)
-        return self._kept_or_made(key, entry, demand, ask)
+        if self.answers.enabled:
+            return self._kept_or_made(key, entry, demand, ask, push)
+        return self._made(entry, demand, ask, push)
 
     async def _made(
-        self, entry: Entry, demand: Demand, ask: _Ask[Item], within: Deadline | None = None
+        self,
+        entry: Entry,
+        demand: Demand,
+        ask: _Ask[Item],
+        push: Any,
+        within: Deadline | None = None,
     ) -> AsyncGenerator[Item, None]:
         """What the engine gives when it is asked. ``within``: the limits of its caller have
         been looked at."""
         limited = self._limited(entry, demand) if within is None else nullcontext(within)
         async with limited as deadline, self._admitted(entry, demand, deadline):
-            items = await deadline.wait(ask())
+            items = await deadline.wait(ask(push))
             del ask  # It knows the whole prompt, and a stream can be long.
             async with deadline.guard(items) as guarded:
                 async for item in guarded:
@@ -150,11 +154,16 @@ class Gateway:
                     del item  # As little does an idle stream need what it has sent.
 
     async def _kept_or_made(
-        self, key: bytes, entry: Entry, demand: Demand, ask: _Ask[Item]
+        self, key_of: _Key, entry: Entry, demand: Demand, ask: _Ask[Item], push: Any
     ) -> AsyncGenerator[Item, None]:
+        """As ``_made``, or from the cache. Whoever is over a limit costs no key."""
         async with self._limited(entry, demand) as deadline:
-            made = partial(self._made, entry, demand, ask, deadline)
-            async with aclosing(self.answers.stream(key, entry, deadline, made)) as items:
+            key = key_of()
+            # What is to be kept must come this way, and not the short one.
+            short = push if key is None else None
+            made = partial(self._made, entry, demand, ask, short, deadline)
+            stream = made() if key is None else self.answers.stream(key, entry, deadline, made)
+            async with aclosing(stream) as items:
                 async for item in items:
                     yield item
 
