@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ from bench.idle import Idle
 from bench.page import PAGE, write_page
 from bench.parts import Part, Setup
 from bench.report import figures_table, machine, write_json
-from bench.servers import ENGINE
+from bench.servers import ENGINE, fitting
 from bench.starts import Starts
 from bench.streams import DEMO, TINY
 from bench.turns import go_first
@@ -93,6 +94,8 @@ def main(
         parts = [part for part in PARTS if any(map(setup.wants, part.keys(setup)))]
         if not parts:
             raise click.BadParameter(f"nothing has any of {', '.join(only)} in its name")
+        if setup.with_vllm:
+            setup = replace(setup, arguments={**fitting(), **setup.arguments})
         first = go_first()
         begin, load = time.monotonic(), [os.getloadavg()[0]]
         found, failures = _measure(parts, setup)

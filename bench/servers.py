@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,16 @@ ENGINE: dict[str, Any] = {
     "max_num_seqs": 256,
 }
 """Arguments of vLLM that both servers get."""
+
+
+def fitting() -> dict[str, Any]:
+    """What llmserve chooses by the machine: vLLM's server gets it as well. A process of its
+    own asks, so that the client does not have vLLM in it."""
+    asks = "from llmserve.engine.vllm.dtypes import halves_are_slow as slow; print(slow())"
+    answer = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)  # noqa: S603
+    if answer.returncode:
+        raise BenchError(f"vLLM cannot be imported: {answer.stderr.strip()[-500:]}")
+    return {"dtype": "float32"} if answer.stdout.split()[-1] == "True" else {}
 
 
 class Server(Program):

@@ -22,6 +22,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
 from llmserve.engine.vllm.direct import Direct
+from llmserve.engine.vllm.dtypes import fitting_dtype
 from llmserve.engine.vllm.inline import InlineRenderer, make_inline
 from llmserve.engine.vllm.line import Line, open_line
 from llmserve.engine.vllm.metered import Metered, Plain
@@ -192,6 +193,7 @@ def _serving_of(state: State) -> dict[Operation, Any]:
 def create_llm(namespace: Namespace) -> tuple[ObservedLLM, LoadProbe]:
     """Start the engine core and load the model; blocks for as long as that takes."""
     engine_args = AsyncEngineArgs.from_cli_args(namespace)
+    engine_args.dtype = fitting_dtype(engine_args)
     config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     probe = LoadProbe()
     line = open_line(config)

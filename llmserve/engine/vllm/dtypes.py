@@ -1,0 +1,33 @@
+"""The data type of the weights on a CPU, where vLLM's choice would be a slow one.
+
+vLLM takes the type of the model's file, mostly bfloat16. A CPU without AVX-512 has no
+arithmetic of 16 bits: oneDNN makes every product of a matrix by a loop then, and a model of
+135 million weights gives 16 tokens/s at 64 streams instead of 98
+(``docs/decisions/0006-engine-defaults.md``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.platforms import CpuArchEnum, current_platform
+
+
+def halves_are_slow() -> bool:
+    """Whether this engine runs on an x86 CPU that cannot calculate with 16 bits."""
+    return (
+        current_platform.is_cpu()
+        and current_platform.get_cpu_architecture() == CpuArchEnum.X86
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def fitting_dtype(engine_args: Any) -> str:
+    """The ``dtype`` for these ``AsyncEngineArgs``: float32 where vLLM is free to choose
+    (``auto``), 16 bits are slow, and the weights are not quantized, whose kernels take no
+    other type than theirs."""
+    asked: str = engine_args.dtype
+    if asked != "auto" or not halves_are_slow():
+        return asked
+    return asked if engine_args.create_model_config().quantization else "float32"
