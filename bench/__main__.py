@@ -24,16 +24,20 @@ from bench.floor import Floor
 from bench.gaps import LongPrompts
 from bench.goals import Verdict, judge
 from bench.idle import Idle
+from bench.kept import Kept
 from bench.page import PAGE, write_page
 from bench.parts import Part, Setup
 from bench.report import figures_table, machine, write_json
 from bench.servers import ENGINE, fitting
 from bench.starts import Starts
-from bench.streams import DEMO, TINY
+from bench.streams import DEMO, PACED, TINY
 from bench.turns import go_first
 from bench.values import Found, rows
 
-PARTS: tuple[Part, ...] = (TINY, Floor(), DEMO, Added(), LongPrompts(), Starts(), Idle())
+PARTS: tuple[Part, ...] = (
+    *(TINY, PACED, Floor(), DEMO),
+    *(Added(), LongPrompts(), Starts(), Idle()),
+)
 WIDTH = 110
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
@@ -63,6 +67,12 @@ PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     help="Write everything to this file, in bench/results/ say.",
 )
 @click.option(
+    "--keep",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write every part to this file as soon as it is done, and take from there what is "
+    "done already: a run that was stopped goes on.",
+)
+@click.option(
     "--page",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Write the results into this page. Without --quick, --only and --engine fake: "
@@ -75,6 +85,7 @@ def main(
     only: Sequence[str],
     extra: Sequence[str],
     json_path: Path | None,
+    keep: Path | None,
     page: Path | None,
 ) -> None:
     """Measure llmserve and vLLM's own server side by side, and judge llmserve's goals. Ends
@@ -96,14 +107,18 @@ def main(
             raise click.BadParameter(f"nothing has any of {', '.join(only)} in its name")
         if setup.with_vllm:
             setup = replace(setup, arguments={**fitting(), **setup.arguments})
+        try:
+            kept = Kept(keep, setup)
+        except BenchError as error:
+            raise click.BadParameter(str(error), param_hint="--keep") from error
         first = go_first()
         begin, load = time.monotonic(), [os.getloadavg()[0]]
-        found, failures = _measure(parts, setup)
+        found, failures = _measure(parts, setup, kept)
         load.append(os.getloadavg()[0])
     about = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rounds": setup.rounds,
-        "minutes": (time.monotonic() - begin) / 60,
+        "minutes, without what was kept": (time.monotonic() - begin) / 60,
         "load average before and after": load,
         "the client goes before other processes": first,
         "engine": engine,
@@ -121,14 +136,21 @@ def main(
     sys.exit(_judged(verdicts, failures, setup, notes))
 
 
-def _measure(parts: Sequence[Part], setup: Setup) -> tuple[Found, list[str]]:
+def _measure(parts: Sequence[Part], setup: Setup, kept: Kept) -> tuple[Found, list[str]]:
     """What all parts have found, and the names of those that failed. One that fails does
     not take the others with it."""
     found, failures = Found(), []
     for part in parts:
+        done = kept.get(part.name)
+        if done is not None:
+            setup.say(f"{part.name}: measured already")
+            found.add(done)
+            continue
         setup.say(f"{part.name}: starting")
         try:
-            found.add(uvloop.run(part.measure(setup)))
+            done = uvloop.run(part.measure(setup))
+            kept.put(part.name, done)
+            found.add(done)
         except BenchError as error:
             setup.say(f"bench: {part.name}: {error}")
             failures.append(part.name)

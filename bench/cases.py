@@ -23,7 +23,7 @@ class Dialect(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Case:
     """``streams`` requests at once, until ``requests`` have been answered with exactly
-    ``tokens`` tokens each."""
+    ``tokens`` tokens each. ``step``: seconds that a step of the paced engine takes."""
 
     name: str
     dialect: Dialect
@@ -31,6 +31,7 @@ class Case:
     requests: int
     tokens: int
     streaming: bool = True
+    step: float = 0.0
 
     @property
     def key(self) -> str:
@@ -67,6 +68,8 @@ class Case:
             body["prompt"] = prompt
         else:
             body["messages"] = [{"role": "user", "content": prompt}]
+        if self.step:
+            body["seed"] = round(self.step * 1e6)  # read by paced_engine
         if self.streaming and self.dialect is not Dialect.NATIVE:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body
@@ -105,6 +108,22 @@ def demo_cases(*, quick: bool) -> list[Case]:
     return [
         _stream("demo chat stream", Dialect.CHAT, streams, rest, tokens)
         for streams in (1, 8, 32, 64)
+    ]
+
+
+def paced_cases(*, quick: bool) -> list[Case]:
+    """On the paced engine, whose steps take what they take on a GPU: 6,400 tokens/s, twice as
+    many, 256 streams, and as many as the engine's scheduler makes."""
+    tokens, waves = (8, 1) if quick else (192, 3)
+    return [
+        Case(name, dialect, streams, waves * streams, tokens, step=step)
+        for name, dialect, streams, step in (
+            ("paced chat stream 10 ms", Dialect.CHAT, 64, 0.01),
+            ("paced chat stream 5 ms", Dialect.CHAT, 64, 0.005),
+            ("paced completions stream 5 ms", Dialect.COMPLETION, 64, 0.005),
+            ("paced chat stream 20 ms", Dialect.CHAT, 256, 0.02),
+            ("unpaced chat stream", Dialect.CHAT, 64, 0.0),
+        )
     ]
 
 

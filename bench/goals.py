@@ -153,9 +153,15 @@ GOALS = (
     ),
     Goal(
         "p99 inter-token latency at 64 streams",
-        "p99 of the time between two frames with text of a stream",
+        "p99 of the time between two frames with text of a stream. With the tiny model it is the "
+        "engine's: a step on two cores takes longer than all that the front end adds. The paced "
+        "engine has steps of 10 and 5 ms, as on a GPU",
         0.8,
-        ("chat stream c=64: ITL p99 ms",),
+        (
+            "chat stream c=64: ITL p99 ms",
+            "paced chat stream 10 ms c=64: ITL p99 ms",
+            "paced chat stream 5 ms c=64: ITL p99 ms",
+        ),
     ),
     Goal(
         "process start → /livez",

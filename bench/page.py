@@ -87,8 +87,8 @@ def _no_gain(lines: Sequence[Row]) -> str:
     """What is not better than vLLM's by more than ``CLOSE``, by its measure's direction."""
     found = []
     for row in lines:
-        if row.ratio is None:
-            continue
+        if row.ratio is None or row.measure.endswith("frames per token"):
+            continue  # Neither more nor fewer frames are a gain as such.
         gain = row.ratio.middle - 1 if "/s" in row.measure else 1 - row.ratio.middle
         if gain <= CLOSE:
             word = "worse" if gain < -CLOSE else "equal"

@@ -38,6 +38,9 @@ ENGINE: dict[str, Any] = {
 }
 """Arguments of vLLM that both servers get."""
 
+PACED_ENGINE = {"distributed_executor_backend": "bench.paced_engine.PacedExecutor"}
+"""Those for an engine whose model costs nothing."""
+
 
 def fitting() -> dict[str, Any]:
     """What llmserve chooses by the machine: vLLM's server gets it as well. A process of its

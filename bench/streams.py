@@ -5,15 +5,16 @@ Gives CPU per token, tokens/s, times to first token and between tokens, memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench import models
-from bench.cases import Case, demo_cases, tiny_cases
+from bench.cases import Case, demo_cases, paced_cases, tiny_cases
 from bench.parts import Setup
 from bench.runner import Sample, compare_answers, run_rounds
-from bench.servers import running
+from bench.servers import PACED_ENGINE, running
 from bench.values import OURS, THEIRS, Found, Value
 
 TICK = 0.01
@@ -35,6 +36,7 @@ STREAM = (
     Measure("tokens/s", 0, lambda sample: sample.tokens_per_second),
     Measure("TTFT p50 ms", 1, lambda sample: 1e3 * sample.ttft_p50),
     Measure("ITL p99 ms", 1, lambda sample: 1e3 * sample.gap_p99),
+    Measure("frames per token", 2, lambda sample: sample.frames / sample.tokens),
 )
 WHOLE = (
     Measure("CPU µs per request", 0, lambda sample: sample.cpu_us_per_token),
@@ -46,13 +48,15 @@ WHOLE = (
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """``prefix`` begins the names of measures that belong to no case."""
+    """``prefix`` begins the names of measures that belong to no case; ``arguments``: more
+    of them for the engine of both servers."""
 
     name: str
     prefix: str
     model: Callable[[Path], Path]
     cases: Callable[[bool], list[Case]]
-    on_script: bool
+    on_script: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def keys(self, setup: Setup) -> list[str]:
         """The cases; none on the scripted engine, where the model is the point."""
@@ -64,7 +68,8 @@ class Streams:
         """Start both servers, compare what they say, and put them under load in turns."""
         asked = [case for case in self.cases(setup.quick) if setup.wants(case.key)]
         model = self.model(setup.folder) if setup.with_vllm else None
-        with running(model, setup.arguments, setup.folder) as servers:
+        arguments = {**setup.arguments, **self.arguments}
+        with running(model, arguments, setup.folder) as servers:
             equal = await compare_answers(servers, asked)
             samples = await run_rounds(servers, asked, setup.rounds, setup.say)
         notes = {
@@ -86,7 +91,13 @@ DEMO = Streams(
     "demo ",
     lambda _: models.demo(),
     lambda quick: demo_cases(quick=quick),
-    on_script=False,
+)
+PACED = Streams(
+    "paced engine",
+    "paced ",
+    models.tiny,
+    lambda quick: paced_cases(quick=quick),
+    arguments=PACED_ENGINE,
 )
 
 

@@ -14,11 +14,15 @@ import pytest
 from llmserve.modelfile import describe
 from llmserve.modelfile.kvcache import CacheShape, bytes_per_sequence, bytes_per_token
 from llmserve.modelfile.memory import Dtype, loaded_bytes
+from llmserve.provision.hardware import look
 from tests.e2e.harness import serving
 from tests.e2e.random_models import MODELS
 
 Figures = dict[str, Any]
 NAMES = ("demo", "demo fp8", "tiny", "minilm", *MODELS)
+HAS_AVX512 = "avx512f" in look(Path()).simd
+UNABLE = () if HAS_AVX512 else ("demo fp8",)
+"""What vLLM cannot load here: its FP8 cache on a CPU needs AVX-512."""
 
 
 def run(module: str, *arguments: str) -> str:
@@ -55,17 +59,20 @@ def figures(folders: dict[str, Path]) -> dict[str, Figures]:
     options: dict[str, Figures] = {name: {"skip_tokenizer_init": True} for name in NAMES}
     options["demo fp8"]["kv_cache_dtype"] = "fp8"
     options["minilm"] = {"runner": "pooling"}
-    asked = [(str(folders[name]), options[name]) for name in NAMES]
+    able = [name for name in NAMES if name not in UNABLE]
+    asked = [(str(folders[name]), options[name]) for name in able]
     written_to = folders[next(iter(MODELS))].parent
     lines = run("engine_figures", json.dumps(asked), str(written_to)).splitlines()
     found = [json.loads(each.removeprefix("FIGURES ")) for each in lines if "FIGURES" in each]
-    return dict(zip(NAMES, found, strict=True))
+    return dict(zip(able, found, strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_estimate_is_what_vllm_reports(
     folders: dict[str, Path], figures: dict[str, Figures], name: str
 ) -> None:
+    if name in UNABLE:
+        pytest.skip("an FP8 cache on a CPU needs AVX-512")
     model, reported = describe(folders[name]), figures[name]
     assert loaded_bytes(model, Dtype.BF16) == pytest.approx(reported["weights"], rel=0.001)
     shape = CacheShape(

@@ -6,17 +6,22 @@ import json
 import re
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import psutil
 import pytest
 
-from bench.cases import Case, Dialect, demo_cases, tiny_cases
+from bench.cases import Case, Dialect, demo_cases, paced_cases, tiny_cases
 from bench.client import BenchError, Reply
 from bench.gaps import longest_gap
 from bench.goals import GOALS, Goal, bound, judge, tolerance
+from bench.kept import Kept
 from bench.page import BEGIN, END, PAGE, write_page
+from bench.parts import Setup
 from bench.replies import read
 from bench.runner import Sample
 from bench.servers import ENGINE, llmserve_command, vllm_command
@@ -233,7 +238,7 @@ def test_tolerance() -> None:
 
 def test_every_check_of_the_streams_is_measured() -> None:
     """Goals name measures by text: that text is what the parts produce."""
-    cases = [*tiny_cases(quick=False), *demo_cases(quick=False)]
+    cases = [*tiny_cases(quick=False), *paced_cases(quick=False), *demo_cases(quick=False)]
     samples = [sample(0, server, 0.4, case) for case in cases for server in ("llmserve", "vllm")]
     known = {value.measure for value in values_of(samples, cases)}
     asked = {name for goal in GOALS for check in goal.checks for name in check.split(" ÷ ")}
@@ -300,6 +305,7 @@ def test_a_quick_run_over_the_fake_engine(tmp_path: Path) -> None:
     page.write_text(f"{BEGIN}{END}")
     command = [sys.executable, "-m", "bench", "--quick", "--engine", "fake", "--json", str(target)]
     command += ["--page", str(page)]
+    command += ["--keep", str(tmp_path / "results" / "kept.json")]
     for word in ("c=16", "scripted", "idle native"):
         command += ["--only", word]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -313,6 +319,58 @@ def test_a_quick_run_over_the_fake_engine(tmp_path: Path) -> None:
     assert data["notes"]["tiny model: equal answers"] == 20
     assert str(ROOT) not in target.read_text(encoding="utf-8")
     assert "| idle native stream: held |" in page.read_text(encoding="utf-8")
+    # The same once more: what is done is not measured again.
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("measured already") == 3
+    assert json.loads(target.read_text(encoding="utf-8"))["values"] == data["values"]
+
+
+def test_a_part_is_kept_as_soon_as_it_is_done(tmp_path: Path) -> None:
+    """And belongs to a run that was asked for the same."""
+    path = tmp_path / "kept.json"
+    setup = Setup(3, False, True, (), {"dtype": "auto"}, tmp_path, print)
+    found = Found([Value("a: tokens/s", "vllm", 2, 1.5, 0)], {"a: note": {"vllm": 0.5}})
+    Kept(path, setup).put("a", found)
+    again = Kept(path, replace(setup, folder=ROOT, say=str))
+    assert again.get("a") == found
+    assert again.get("b") is None
+    with pytest.raises(BenchError, match="asked for something else"):
+        Kept(path, replace(setup, rounds=5))
+    path.write_text("[]")
+    with pytest.raises(BenchError, match="no parts of a benchmark"):
+        Kept(path, setup)
+
+
+def test_the_paced_engine_says_its_prompt_at_a_pace() -> None:
+    pytest.importorskip("vllm")
+    from bench.paced_engine import FIRST_WORD, Echo
+
+    def scheduled(
+        counts: dict[str, int], new: list[SimpleNamespace], finished: set[str]
+    ) -> SimpleNamespace:
+        return SimpleNamespace(
+            num_scheduled_tokens=counts, scheduled_new_reqs=new, finished_req_ids=finished
+        )
+
+    word = FIRST_WORD
+    new = SimpleNamespace(
+        req_id="a",
+        prompt_token_ids=[1, word, word + 1, 2],
+        num_computed_tokens=0,
+        sampling_params=SimpleNamespace(seed=20_000),
+    )
+    echo = Echo()
+    begun = time.monotonic()
+    steps = [
+        echo.step(scheduled({"a": 3}, [new], set())),  # the prompt, in two parts
+        *(echo.step(scheduled({"a": 1}, [], set())) for _ in range(4)),
+    ]
+    said = [[[]], [[word]], [[word + 1]], [[word]], [[word + 1]]]
+    assert [step.sampled_token_ids for step in steps] == said
+    assert [step.req_ids for step in steps] == [["a"]] * 5
+    assert time.monotonic() - begun >= 4 * 0.02
+    assert echo.step(scheduled({}, [], {"a"})).req_ids == []
 
 
 def test_a_case_that_does_not_exist_is_named() -> None:
