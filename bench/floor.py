@@ -6,7 +6,7 @@ client and HTTP, which every server in Python around this engine has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from statistics import median
 
@@ -26,10 +26,11 @@ CASES = (
     Case("chat one token", Dialect.CHAT, 16, 640, 1, streaming=False),
     Case("completions one token", Dialect.COMPLETION, 16, 640, 1, streaming=False),
 )
+Figure = Callable[[Sample], float]
 
 
 class Floor:
-    """CPU per token and per request, on the tiny model."""
+    """CPU per token and per request, and the time between tokens, on the tiny model."""
 
     name = "what the least server costs"
 
@@ -54,18 +55,24 @@ class Floor:
             for server in servers:
                 server.wait_ready()
             samples = await run_rounds(servers, cases, setup.rounds, setup.say)
-        notes = {f"{KEY} ÷ vllm, CPU, {case.key}": _compared(samples, case) for case in cases}
+        notes = {}
+        for case in cases:
+            cpu = _compared(samples, case, lambda sample: sample.cpu_us_per_token, "µs")
+            notes[f"{KEY} ÷ vllm, CPU, {case.key}"] = cpu
+            if case.streaming:
+                gap = _compared(samples, case, lambda sample: 1e3 * sample.gap_p99, "ms")
+                notes[f"{KEY} ÷ vllm, ITL p99, {case.key}"] = gap
         return Found(notes=notes)
 
 
-def _compared(samples: Sequence[Sample], case: Case) -> str:
-    """The ratio with its range, and the median in µs."""
+def _compared(samples: Sequence[Sample], case: Case, figure: Figure, unit: str) -> str:
+    """The ratio with its range, and the least server's median."""
     mine, theirs = (
-        [s.cpu_us_per_token for s in samples if (s.case, s.server) == (case.key, server)]
+        [figure(s) for s in samples if (s.case, s.server) == (case.key, server)]
         for server in (LEAST, THEIRS)
     )
     ratio = paired_ratio(mine, theirs)
     if ratio is None:
         return "not to be seen"
     found = f"{ratio.middle:.2f} ({ratio.least:.2f} … {ratio.greatest:.2f})"
-    return f"{found}, {median(mine):.0f} µs"
+    return f"{found}, {median(mine):.0f} {unit}"
