@@ -8,10 +8,13 @@ arithmetic of 16 bits: oneDNN makes every product of a matrix by a loop then, an
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from vllm.platforms import CpuArchEnum, current_platform
+
+log = logging.getLogger(__name__)
 
 
 def halves_are_slow() -> bool:
@@ -30,4 +33,7 @@ def fitting_dtype(engine_args: Any) -> str:
     asked: str = engine_args.dtype
     if asked != "auto" or not halves_are_slow():
         return asked
-    return asked if engine_args.create_model_config().quantization else "float32"
+    if engine_args.create_model_config().quantization:
+        return asked
+    log.info("weights and cache are float32: this CPU has no arithmetic of 16 bits")
+    return "float32"
