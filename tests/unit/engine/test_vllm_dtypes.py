@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("vllm")
@@ -45,6 +46,19 @@ def test_a_cpu_without_16_bits_gets_float32(
     assert dtypes.fitting_dtype(_engine_args(tiny_folder)) == "float32"
     assert dtypes.fitting_dtype(_engine_args(tiny_folder, dtype="bfloat16")) == "bfloat16"
     assert dtypes.fitting_dtype(_engine_args(quantized)) == "auto"
+
+
+def test_weights_that_would_not_fit_keep_their_type(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow is better than not at all."""
+    monkeypatch.setattr(dtypes, "halves_are_slow", lambda: True)
+    for file in tiny_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).symlink_to(file)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(psutil.virtual_memory().total // 2)
+    assert dtypes.fitting_dtype(_engine_args(tmp_path)) == "auto"
 
 
 def test_any_other_machine_keeps_the_type_of_the_file(

@@ -1,0 +1,127 @@
+"""The same requests to ``llmserve serve`` and to vLLM's own server: the same answers, up to
+ids, times and the nulls that OpenAI's schema does not allow."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.cases import MODEL
+from bench.servers import ENGINE, Server, running
+
+Json = dict[str, Any]
+
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+PROMPTS: dict[str, Json] = {
+    CHAT: {
+        "messages": [
+            {"role": "system", "content": "You are brief. 🙂"},
+            {"role": "user", "content": "Grüße aus 東京, ¿qué tal?"},
+        ]
+    },
+    COMPLETION: {"prompt": "Once upon a time in 東京 🙂"},
+}
+SAMPLINGS: dict[str, Json] = {
+    "plain": {"max_tokens": 40},
+    "one token": {"max_tokens": 1},
+    "usage": {"max_tokens": 9, "stream_options": {"include_usage": True}},
+    "no usage": {"max_tokens": 9, "stream_options": {"include_usage": False}},
+    "stop": {"max_tokens": 60, "stop": ["e", "a"]},
+    "stop kept": {"max_tokens": 60, "stop": ["e"], "include_stop_str_in_output": True},
+    "penalties": {"max_tokens": 20, "presence_penalty": 1.0, "repetition_penalty": 1.2},
+    "emoji": {"max_tokens": 30, "structured_outputs": {"regex": "(🙂|東京|café){4}"}},
+    "several": {"max_tokens": 12, "n": 2, "temperature": 1.0, "seed": 3},
+}
+WRONG: dict[str, Json] = {
+    "more than fits": {"max_tokens": 100_000},
+    "below zero": {"temperature": -1},
+    "no number": {"top_p": "much"},
+    "a bad regex": {"structured_outputs": {"regex": "("}},
+}
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def both(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """In float32: what is next to each other in a batch must not decide between two tokens."""
+    logs = tmp_path_factory.mktemp("beside")
+    with running(tiny_folder, ENGINE | {"dtype": "float32"}, logs) as servers:
+        yield servers
+
+
+def ask(server: Server, path: str, more: Json) -> httpx.Response:
+    body = {"model": MODEL, "temperature": 0} | PROMPTS[path] | more
+    return httpx.post(f"http://127.0.0.1:{server.port}{path}", json=body, timeout=120)
+
+
+def without_nulls(value: Any) -> Any:
+    """And without what is of the moment: ids, times, what the prefix cache had."""
+    if isinstance(value, dict):
+        passing = ("id", "created", "cached_tokens", "created_cache_tokens")
+        return {
+            name: without_nulls(each)
+            for name, each in value.items()
+            if each is not None and name not in passing
+        }
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def folded(text: str) -> Json:
+    """A stream as what it says: texts of one choice together (an engine puts tokens together
+    that come faster than they are read, and not twice in the same way), which kinds of frames
+    it has in which order, how it ends, and what all frames carry besides."""
+    carried: Json = {}
+    choices: dict[int, Json] = {}
+    for line in filter(None, text.splitlines()):
+        data = line.removeprefix("data: ")
+        frame = {"done": True} if data == "[DONE]" else without_nulls(json.loads(data))
+        for choice in frame.pop("choices", []):
+            held = choices.setdefault(choice.pop("index"), {"text": "", "kinds": []})
+            delta = choice.pop("delta", choice)
+            held["text"] += delta.pop("content", "") + delta.pop("text", "")
+            kind = "end" if "finish_reason" in choice else "role" if "role" in delta else "text"
+            if held["kinds"][-1:] != [kind]:
+                held["kinds"].append(kind)
+            held |= delta | choice
+        carried |= frame
+    return {"carried": carried, "choices": choices}
+
+
+@pytest.mark.parametrize("path", PROMPTS)
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_a_stream_says_the_same(both: list[Server], path: str, name: str) -> None:
+    ours, theirs = (ask(each, path, {"stream": True} | SAMPLINGS[name]) for each in both)
+    assert ours.status_code == theirs.status_code == 200, theirs.text
+    assert folded(ours.text) == folded(theirs.text)
+    assert folded(ours.text)["carried"]["done"]
+
+
+@pytest.mark.parametrize("path", PROMPTS)
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_a_reply_says_the_same(both: list[Server], path: str, name: str) -> None:
+    more = {key: value for key, value in SAMPLINGS[name].items() if key != "stream_options"}
+    ours, theirs = (ask(each, path, more) for each in both)
+    assert ours.status_code == theirs.status_code == 200, theirs.text
+    assert without_nulls(ours.json()) == without_nulls(theirs.json())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", PROMPTS)
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_wrong_on_both(
+    both: list[Server], path: str, name: str, stream: bool
+) -> None:
+    """In words of their own: ours are in OpenAI's envelope, before the stream begins."""
+    ours, theirs = (ask(each, path, {"stream": stream} | WRONG[name]) for each in both)
+    assert ours.status_code == theirs.status_code == 400, theirs.text
+    assert ours.json()["error"]["type"] == "invalid_request_error"
