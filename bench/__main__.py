@@ -27,7 +27,7 @@ from bench.idle import Idle
 from bench.kept import Kept
 from bench.page import PAGE, write_page
 from bench.parts import Part, Setup
-from bench.report import figures_table, machine, write_json
+from bench.report import commit, figures_table, machine, write_json
 from bench.servers import ENGINE, fitting
 from bench.starts import Starts
 from bench.streams import DEMO, PACED, TINY
@@ -108,7 +108,7 @@ def main(
         if setup.with_vllm:
             setup = replace(setup, arguments={**fitting(), **setup.arguments})
         try:
-            kept = Kept(keep, setup)
+            kept = Kept(keep, setup, {**machine(), "commit": commit()})
         except BenchError as error:
             raise click.BadParameter(str(error), param_hint="--keep") from error
         first = go_first()

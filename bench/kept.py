@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,20 @@ from bench.values import Found
 
 @dataclass(slots=True)
 class _File:
-    """``asked``: what the run was told, which has to be the same when it goes on."""
+    """``asked``: what the run was told, of what, and where: the same when it goes on."""
 
     asked: dict[str, Any]
     parts: dict[str, Found] = field(default_factory=dict)
 
 
 class Kept:
-    """The file at ``path``; without one nothing is kept. Raises ``BenchError`` when what is
-    there belongs to another run."""
+    """The file at ``path``; without one nothing is kept. ``about``: what is measured, and on
+    what. Raises ``BenchError`` when what is there belongs to another run."""
 
-    def __init__(self, path: Path | None, setup: Setup) -> None:
+    def __init__(self, path: Path | None, setup: Setup, about: Mapping[str, Any]) -> None:
         self._path = path
-        asked = {
-            name: str(value)
-            for name, value in asdict(setup).items()
-            if name not in ("folder", "say")
-        }
+        told = {name: it for name, it in asdict(setup).items() if name not in ("folder", "say")}
+        asked = {name: str(it) for name, it in {**told, **about}.items()}
         self._file = _File(asked)
         if path is not None and path.exists():
             try:
@@ -39,7 +37,7 @@ class Kept:
             except msgspec.DecodeError as error:
                 raise BenchError(f"{path} has no parts of a benchmark in it: {error}") from error
             if self._file.asked != asked:
-                raise BenchError(f"{path} belongs to a run that was asked for something else")
+                raise BenchError(f"{path} belongs to a run of something else: see 'asked' in it")
 
     def get(self, part: str) -> Found | None:
         """What a part has found, if it is done."""
@@ -50,4 +48,6 @@ class Kept:
         self._file.parts[part] = found
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_bytes(msgspec.json.encode(self._file))
+            written = self._path.with_name(self._path.name + ".new")
+            written.write_bytes(msgspec.json.encode(self._file))
+            written.replace(self._path)

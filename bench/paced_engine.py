@@ -1,9 +1,10 @@
-"""An engine whose model costs nothing and takes a fixed time, for both servers alike.
+"""An engine whose model costs nothing and keeps a pace, for both servers alike.
 
 vLLM's own engine core, scheduler and client stay; in the place of the model's step there is a
 wait, and the answer repeats the prompt. So an engine on a CPU gives tokens at the pace of one
-on a GPU, in a process that is not the front end's, and what a stream still waits for is the
-front end. Both servers get it as an engine argument (``servers.PACED_ENGINE``). How long a step
+on a GPU, from a process that is not the front end's. With two cores for front end, engine core
+and client, a front end that needs one of them slows the others down too; on both sides alike.
+ Both servers get it as an engine argument (``servers.PACED_ENGINE``). How long a step
 takes is said by the newest request: its ``seed``, which samples nothing here, is the time in
 microseconds, and without one a step takes no time.
 """
@@ -47,12 +48,13 @@ class Echo:
 
     def step(self, scheduled: Any) -> ModelRunnerOutput:
         """Answer a ``SchedulerOutput``. A step is over its time after the one before it at
-        the earliest, so that what scheduling takes is part of it, as on a GPU. Requests that
+        the earliest, so what scheduling takes is part of it, as where a GPU's next step is
+        scheduled during this one; the first step after a pause takes no time. Requests that
         the scheduler preempts are not known here."""
         for name in scheduled.finished_req_ids:
             self._answers.pop(name, None)
         for new in scheduled.scheduled_new_reqs:
-            words = [each for each in new.prompt_token_ids if each >= FIRST_WORD]
+            words = [each for each in new.prompt_token_ids if each >= FIRST_WORD] or [FIRST_WORD]
             count = len(new.prompt_token_ids)
             self._answers[new.req_id] = _Answer(count, words, new.num_computed_tokens)
             self._step_seconds = (new.sampling_params.seed or 0) / 1e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -83,6 +84,17 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def commit() -> str:
+    """What is checked out, and whether it has been changed since; empty where git is not."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(command, cwd=here, capture_output=True, text=True)  # noqa: S603
+    except OSError:
+        return ""
+    return answer.stdout.strip()
 
 
 def write_json(

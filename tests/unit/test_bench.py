@@ -182,9 +182,9 @@ def test_rows_compare_the_servers() -> None:
 
 
 def test_names_of_cases_are_unique() -> None:
-    everything = [*tiny_cases(quick=False), *demo_cases(quick=False)]
+    everything = [*tiny_cases(quick=False), *paced_cases(quick=False), *demo_cases(quick=False)]
     assert len({case.key for case in everything}) == len(everything)
-    quick = [*tiny_cases(quick=True), *demo_cases(quick=True)]
+    quick = [*tiny_cases(quick=True), *paced_cases(quick=True), *demo_cases(quick=True)]
     assert [case.key for case in quick] == [case.key for case in everything]
 
 
@@ -331,15 +331,17 @@ def test_a_part_is_kept_as_soon_as_it_is_done(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     setup = Setup(3, False, True, (), {"dtype": "auto"}, tmp_path, print)
     found = Found([Value("a: tokens/s", "vllm", 2, 1.5, 0)], {"a: note": {"vllm": 0.5}})
-    Kept(path, setup).put("a", found)
-    again = Kept(path, replace(setup, folder=ROOT, say=str))
+    about = {"commit": "abc", "packages": {"torch": "2"}}
+    Kept(path, setup, about).put("a", found)
+    again = Kept(path, replace(setup, folder=ROOT, say=str), about)
     assert again.get("a") == found
     assert again.get("b") is None
-    with pytest.raises(BenchError, match="asked for something else"):
-        Kept(path, replace(setup, rounds=5))
+    for other, what in ((replace(setup, rounds=5), about), (setup, about | {"commit": "def"})):
+        with pytest.raises(BenchError, match="a run of something else"):
+            Kept(path, other, what)
     path.write_text("[]")
     with pytest.raises(BenchError, match="no parts of a benchmark"):
-        Kept(path, setup)
+        Kept(path, setup, about)
 
 
 def test_the_paced_engine_says_its_prompt_at_a_pace() -> None:
@@ -369,7 +371,7 @@ def test_the_paced_engine_says_its_prompt_at_a_pace() -> None:
     said = [[[]], [[word]], [[word + 1]], [[word]], [[word + 1]]]
     assert [step.sampled_token_ids for step in steps] == said
     assert [step.req_ids for step in steps] == [["a"]] * 5
-    assert time.monotonic() - begun >= 4 * 0.02
+    assert time.monotonic() - begun >= 4 * 0.02  # The first one follows on a pause.
     assert echo.step(scheduled({}, [], {"a"})).req_ids == []
 
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from starlette.datastructures import State
 from vllm import envs
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.lora.request import LoRARequest
 from vllm.usage.usage_lib import UsageContext
@@ -22,7 +21,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
 from llmserve.engine.vllm.direct import Direct
-from llmserve.engine.vllm.dtypes import fitting_dtype
+from llmserve.engine.vllm.dtypes import FittingArgs
 from llmserve.engine.vllm.inline import InlineRenderer, make_inline
 from llmserve.engine.vllm.line import Line, open_line
 from llmserve.engine.vllm.metered import Metered, Plain
@@ -192,8 +191,7 @@ def _serving_of(state: State) -> dict[Operation, Any]:
 
 def create_llm(namespace: Namespace) -> tuple[ObservedLLM, LoadProbe]:
     """Start the engine core and load the model; blocks for as long as that takes."""
-    engine_args = AsyncEngineArgs.from_cli_args(namespace)
-    engine_args.dtype = fitting_dtype(engine_args)
+    engine_args = FittingArgs.from_cli_args(namespace)
     config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     probe = LoadProbe()
     line = open_line(config)
