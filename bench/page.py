@@ -89,7 +89,8 @@ def _no_gain(lines: Sequence[Row]) -> str:
     for row in lines:
         if row.ratio is None or row.measure.endswith("frames per token"):
             continue  # Neither more nor fewer frames are a gain as such.
-        gain = row.ratio.middle - 1 if "/s" in row.measure else 1 - row.ratio.middle
+        more = "/s" in row.measure or row.measure.endswith("batching")
+        gain = row.ratio.middle - 1 if more else 1 - row.ratio.middle
         if gain <= CLOSE:
             word = "worse" if gain < -CLOSE else "equal"
             between = spread(row.ratio.least, row.ratio.greatest)

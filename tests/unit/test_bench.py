@@ -279,6 +279,27 @@ def test_the_page_is_written_between_its_markers(tmp_path: Path) -> None:
         assert root.tag.endswith("svg")
 
 
+def test_a_gain_goes_in_the_direction_of_its_measure(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}{END}")
+    figures = {
+        "demo batching": (12.0, 10.0),
+        "a stream: frames per token": (1.0, 0.5),
+        "a stream: CPU µs per token": (1.0, 2.0),
+        "a stream: tokens/s": (1.0, 2.0),
+        "idle TTFT p50 ms": (2.0, 1.0),
+    }
+    values = [
+        Value(measure, server, 0, value)
+        for measure, pair in figures.items()
+        for server, value in zip(("llmserve", "vllm"), pair, strict=True)
+    ]
+    write_page(page, Found(values), {})
+    section = page.read_text().partition("## Where nothing is gained")[2].partition("## ")[0]
+    named = [measure for measure in figures if f"| {measure} |" in section]
+    assert named == ["a stream: tokens/s", "idle TTFT p50 ms"]
+
+
 def test_the_longest_gap_that_touches_a_span() -> None:
     pieces = [(at, b"x") for at in (0.0, 1.0, 4.0, 4.5, 10.0)]
     reply = Reply(0.0, pieces=pieces)
