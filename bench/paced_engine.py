@@ -4,8 +4,9 @@ vLLM's own engine core, scheduler and client stay; in the place of the model's s
 wait, and the answer repeats the prompt. So an engine on a CPU gives tokens at the pace of one
 on a GPU, from a process that is not the front end's. With two cores for front end, engine core
 and client, a front end that needs one of them slows the others down too; on both sides alike.
- Both servers get it as an engine argument (``servers.PACED_ENGINE``). How long a step
-takes is said by the newest request: its ``seed``, which samples nothing here, is the time in
+
+Both servers get it as an engine argument (``servers.PACED_ENGINE``). How long a step takes is
+said by the newest request: its ``seed``, which samples nothing here, is the time in
 microseconds, and without one a step takes no time.
 """
 

@@ -39,6 +39,8 @@ class FittingArgs(AsyncEngineArgs):  # type: ignore[misc]  # vLLM is untyped her
     16 bits are slow: float32, if the weights are not quantized, whose kernels take no other
     type than theirs, and if weights and one sequence have room in it."""
 
+    dtype: str
+
     def create_model_config(self) -> Any:
         """As vLLM's, which reads the model's files in the course of it."""
         config = super().create_model_config()
@@ -58,6 +60,8 @@ class FittingArgs(AsyncEngineArgs):  # type: ignore[misc]  # vLLM is untyped her
     def _sequence_fits(self, config: Any) -> bool:
         """Whether the cache holds the longest sequence, without which vLLM does not start.
         What is not kept for every token and layer (windows, states) is taken for it."""
+        if config.is_attention_free:
+            return True
         told = envs.VLLM_CPU_KVCACHE_SPACE
         space = told * 2**30 if told else self.kv_cache_memory_bytes
         heads, width = config.get_total_num_kv_heads(), config.get_head_size()
