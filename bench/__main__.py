@@ -8,7 +8,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from bench.gaps import LongPrompts
 from bench.goals import Verdict, judge
 from bench.idle import Idle
 from bench.kept import Kept
-from bench.page import PAGE, write_page
+from bench.page import PAGE, around, write_page
 from bench.parts import Part, Setup
 from bench.report import commit, figures_table, machine, write_json
 from bench.servers import ENGINE, fitting
@@ -91,6 +92,11 @@ def main(
     """Measure llmserve and vLLM's own server side by side, and judge llmserve's goals. Ends
     with 1 when a goal is missed or something could not be measured."""
     signal.signal(signal.SIGTERM, _terminated)
+    if page is None and not (quick or only or engine == "fake"):
+        page = PAGE
+    if page is not None:
+        with _refusing("--page"):
+            around(page)
     notes = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(
@@ -107,10 +113,8 @@ def main(
             raise click.BadParameter(f"nothing has any of {', '.join(only)} in its name")
         if setup.with_vllm:
             setup = replace(setup, arguments={**fitting(), **setup.arguments})
-        try:
+        with _refusing("--keep"):
             kept = Kept(keep, setup, {**machine(), "commit": commit()})
-        except BenchError as error:
-            raise click.BadParameter(str(error), param_hint="--keep") from error
         first = go_first()
         begin, load = time.monotonic(), [os.getloadavg()[0]]
         found, failures = _measure(parts, setup, kept)
@@ -128,12 +132,19 @@ def main(
     verdicts = judge(found.values)
     if json_path is not None:
         write_json(json_path, found, verdicts, about)
-    if page is None and not (quick or only or engine == "fake"):
-        page = PAGE
     if page is not None:
-        write_page(page, found, about)
+        write_page(page, found, about, judged=not quick)
     _show(found, about)
     sys.exit(_judged(verdicts, failures, setup, notes))
+
+
+@contextmanager
+def _refusing(option: str) -> Iterator[None]:
+    """What is wrong with a file that an option names."""
+    try:
+        yield
+    except BenchError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def _measure(parts: Sequence[Part], setup: Setup, kept: Kept) -> tuple[Found, list[str]]:

@@ -36,8 +36,12 @@ class Kept:
                 self._file = msgspec.json.decode(path.read_bytes(), type=_File)
             except msgspec.DecodeError as error:
                 raise BenchError(f"{path} has no parts of a benchmark in it: {error}") from error
-            if self._file.asked != asked:
-                raise BenchError(f"{path} belongs to a run of something else: see 'asked' in it")
+            other = {name for name in asked if self._file.asked.get(name) != asked[name]}
+            if other:
+                raise BenchError(
+                    f"{path} belongs to a run of something else: its {', '.join(sorted(other))} "
+                    "is not the same (see 'asked' in it)"
+                )
 
     def get(self, part: str) -> Found | None:
         """What a part has found, if it is done."""

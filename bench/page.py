@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.client import BenchError
 from bench.goals import GOALS, Verdict, bound, judge
 from bench.plots import pictures
 from bench.report import number, spread, verdict_cells
@@ -17,15 +18,23 @@ CLOSE = 0.03
 """A ratio this near to 1 is no gain."""
 
 
-def write_page(path: Path, found: Found, about: Mapping[str, Any]) -> None:
-    """Replace the written part of the page, and its pictures beside it."""
+def around(path: Path) -> tuple[str, str]:
+    """What stands before and after the written part. Raises ``BenchError`` for a page
+    without one."""
     text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{path.name} has lost its markers")
+        raise BenchError(f"{path.name} has lost its markers")
+    return before, after
+
+
+def write_page(path: Path, found: Found, about: Mapping[str, Any], *, judged: bool = True) -> None:
+    """Replace the written part of the page, and its pictures beside it. Raises
+    ``BenchError``."""
+    before, after = around(path)
     lines = rows(found.values)
-    verdicts = judge(found.values)
+    verdicts = judge(found.values) if judged else []
     drawn = pictures(found.values, lines, verdicts)
     body = written(found, lines, verdicts, about, list(drawn))
     path.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
@@ -61,6 +70,8 @@ def written(
 
 def _summary(verdicts: Sequence[Verdict]) -> str:
     measured = [each for each in verdicts if each.middle is not None]
+    if not verdicts:
+        return "**Not judged**: a quick run."
     if not measured:
         return "**Not measured yet**: `make bench` fills this in."
     missed = sum(not each.met for each in measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -87,14 +88,17 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """What is checked out, and whether it has been changed since; empty where git is not."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(command, cwd=here, capture_output=True, text=True)  # noqa: S603
-    except OSError:
-        return ""
-    return answer.stdout.strip()
+    """What is checked out, with a digest of what has been changed since; empty where git is
+    not."""
+    here, said = Path(__file__).parent, []
+    for command in (["git", "rev-parse", "HEAD"], ["git", "diff", "HEAD"]):
+        try:
+            answer = subprocess.run(command, cwd=here, capture_output=True)  # noqa: S603
+        except OSError:
+            return ""
+        said.append(answer.stdout)
+    changed = hashlib.sha256(said[1]).hexdigest()[:16] if said[1] else ""
+    return f"{said[0].decode().strip()} {changed}".strip()
 
 
 def write_json(

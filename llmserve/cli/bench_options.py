@@ -261,8 +261,11 @@ def _seconds(option: str, text: str) -> float:
 
 
 def _share(option: str, text: str) -> float:
-    """A percentage, as 0 to 1."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text)
+    """A percentage, as 0 to 1. What looks like a share of 1 has to be said with its sign."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text)
     if found is None or not 0 <= float(found[1]) <= 100:
         raise ConfigError(f"{option}: {text!r} is not allowed; it must be a percentage, 0 to 100.")
+    if 0 < float(found[1]) < 1 and not found[2]:
+        meant = f"{100 * float(found[1]):g}%"
+        raise ConfigError(f"{option}: {text!r} is not allowed; say {meant}, or {text}%.")
     return float(found[1]) / 100

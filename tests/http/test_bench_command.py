@@ -142,6 +142,7 @@ def test_no_server_is_a_failure(
         (("--slo", "speed:1"), "--slo"),
         (("--require", "90"), "--slo"),
         (("--slo", "ttft:1", "--require", "101"), "--require"),
+        (("--slo", "ttft:1", "--require", "0.95"), "say 95%, or 0.95%"),
         (("--duration", "soon"), "--duration"),
         (("--prompt-tokens", "0"), "--prompt-tokens"),
         (("--sharegpt", "nowhere.json"), "nowhere.json"),

@@ -340,6 +340,8 @@ def test_a_quick_run_over_the_fake_engine(tmp_path: Path) -> None:
     assert data["notes"]["tiny model: equal answers"] == 20
     assert str(ROOT) not in target.read_text(encoding="utf-8")
     assert "| idle native stream: held |" in page.read_text(encoding="utf-8")
+    assert "Not judged" in page.read_text(encoding="utf-8")
+    assert "missed" not in page.read_text(encoding="utf-8")
     # The same once more: what is done is not measured again.
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -357,8 +359,11 @@ def test_a_part_is_kept_as_soon_as_it_is_done(tmp_path: Path) -> None:
     again = Kept(path, replace(setup, folder=ROOT, say=str), about)
     assert again.get("a") == found
     assert again.get("b") is None
-    for other, what in ((replace(setup, rounds=5), about), (setup, about | {"commit": "def"})):
-        with pytest.raises(BenchError, match="a run of something else"):
+    for other, what, named in (
+        (replace(setup, rounds=5), about, "rounds"),
+        (setup, about | {"commit": "def"}, "commit"),
+    ):
+        with pytest.raises(BenchError, match=f"a run of something else: its {named} is"):
             Kept(path, other, what)
     path.write_text("[]")
     with pytest.raises(BenchError, match="no parts of a benchmark"):
@@ -394,6 +399,15 @@ def test_the_paced_engine_says_its_prompt_at_a_pace() -> None:
     assert [step.req_ids for step in steps] == [["a"]] * 5
     assert time.monotonic() - begun >= 4 * 0.02  # The first one follows on a pause.
     assert echo.step(scheduled({}, [], {"a"})).req_ids == []
+
+
+def test_a_page_without_markers_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("by hand")
+    command = [sys.executable, "-m", "bench", "--engine", "fake", "--page", str(page)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "markers" in done.stderr
 
 
 def test_a_case_that_does_not_exist_is_named() -> None:
