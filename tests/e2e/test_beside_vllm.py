@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,12 @@ pytestmark = [
 def both(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     """In float32: what is next to each other in a batch must not decide between two tokens."""
     logs = tmp_path_factory.mktemp("beside")
-    with running(tiny_folder, ENGINE | {"dtype": "float32"}, logs) as servers:
-        yield servers
+    with pytest.MonkeyPatch.context() as patch:
+        # An engine that ran in this process has told its own children where to log.
+        for name in [name for name in os.environ if name.startswith("VLLM_")]:
+            patch.delenv(name)
+        with running(tiny_folder, ENGINE | {"dtype": "float32"}, logs) as servers:
+            yield servers
 
 
 def ask(server: Server, path: str, more: Json) -> httpx.Response:
