@@ -35,10 +35,7 @@ from bench.streams import DEMO, PACED, TINY
 from bench.turns import go_first
 from bench.values import Found, rows
 
-PARTS: tuple[Part, ...] = (
-    *(TINY, PACED, Floor(), DEMO),
-    *(Added(), LongPrompts(), Starts(), Idle()),
-)
+PARTS: tuple[Part, ...] = (TINY, PACED, Floor(), DEMO, Added(), LongPrompts(), Starts(), Idle())
 WIDTH = 110
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
@@ -112,7 +109,9 @@ def main(
         if not parts:
             raise click.BadParameter(f"nothing has any of {', '.join(only)} in its name")
         if setup.with_vllm:
-            setup = replace(setup, arguments={**fitting(), **setup.arguments})
+            with _refusing("--engine"):
+                more = fitting()
+            setup = replace(setup, arguments={**more, **setup.arguments})
         with _refusing("--keep"):
             kept = Kept(keep, setup, {**machine(), "commit": commit()})
         first = go_first()
