@@ -103,11 +103,11 @@ def tiny_cases(*, quick: bool) -> list[Case]:
 
 def demo_cases(*, quick: bool) -> list[Case]:
     """On the demo model: a user's throughput, where the engine has real work. All streams of
-    a level begin and end together."""
-    tokens, rest = (4, 0) if quick else (64, 2)
+    a level begin and end together, in two waves where one is short."""
+    tokens, waves = (4, 1) if quick else (64, 2)
     return [
-        _stream("demo chat stream", Dialect.CHAT, streams, rest, tokens)
-        for streams in (1, 8, 32, 64)
+        Case("demo chat stream", Dialect.CHAT, streams, streams * many, tokens)
+        for streams, many in ((1, waves), (8, waves), (32, 1), (64, 1))
     ]
 
 

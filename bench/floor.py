@@ -14,7 +14,7 @@ from bench import models
 from bench.cases import Case, Dialect
 from bench.least_server import LEAST, start_least
 from bench.parts import Setup
-from bench.runner import Sample, run_rounds
+from bench.runner import Sample, run_round, warm_up
 from bench.servers import start_theirs
 from bench.stats import paired_ratio
 from bench.values import THEIRS, Found
@@ -54,7 +54,11 @@ class Floor:
                 stack.callback(servers[-1].stop)
             for server in servers:
                 server.wait_ready()
-            samples = await run_rounds(servers, cases, setup.rounds, setup.say)
+            samples = []
+            await warm_up(servers, cases, setup.say)
+            for number in range(setup.rounds):
+                samples += await run_round(number, servers, cases, setup.say)
+                servers.reverse()
         notes = {}
         for case in cases:
             cpu = _compared(samples, case, lambda sample: sample.cpu_us_per_token, "µs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.cases import Case, Dialect
 from bench.client import BenchError, Load, drive
@@ -17,6 +17,7 @@ from bench.values import OURS
 COMPARED_PROMPTS = 4
 COMPARED_TOKENS = 48
 WARM_UP_REQUESTS = 16
+WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +51,29 @@ class Sample:
         return self.tokens / self.seconds
 
 
-async def run_rounds(
-    servers: Sequence[Server], cases: Sequence[Case], rounds: int, say: Say
-) -> list[Sample]:
-    """Warm up, then measure. The servers change places from round to round."""
-    for case in cases:
+async def warm_up(servers: Sequence[Server], cases: Sequence[Case], say: Say) -> None:
+    """A short wave of every kind of request, at its greatest level of concurrency."""
+    widest: dict[tuple[Dialect, bool], Case] = {}
+    for case in sorted(cases, key=lambda case: case.streams):
+        widest[case.dialect, case.streaming] = replace(
+            case, tokens=min(case.tokens, WARM_UP_TOKENS)
+        )
+    for case in widest.values():
         for server in _able(servers, case):
             say(f"warm-up: {case.key} on {server.name}")
             await _load(server, case, min(case.requests, max(WARM_UP_REQUESTS, case.streams)))
+
+
+async def run_round(
+    number: int, servers: Sequence[Server], cases: Sequence[Case], say: Say
+) -> list[Sample]:
+    """Every case on every server, in the order of ``servers``."""
     samples = []
-    for number in range(rounds):
-        for case in cases:
-            order = _able(servers, case)
-            for server in order if number % 2 == 0 else reversed(order):
-                say(f"round {number + 1}/{rounds}: {case.key} on {server.name}")
-                await settle(servers)
-                samples.append(await _sample(number, server, case, servers))
+    for case in cases:
+        for server in _able(servers, case):
+            say(f"round {number + 1}: {case.key} on {server.name}")
+            await settle(servers)
+            samples.append(await _sample(number, server, case, servers))
     return samples
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +115,20 @@ def start_theirs(model: Path, arguments: Mapping[str, Any], logs: Path) -> Serve
 
 
 @contextmanager
-def running(model: Path | None, arguments: Mapping[str, Any], logs: Path) -> Iterator[list[Server]]:
-    """llmserve, and vLLM's own server unless there is no model; both ready. They are stopped
-    in the end. A ``BenchError`` from inside learns what they logged."""
+def running(
+    model: Path | None, arguments: Mapping[str, Any], logs: Path, *, swapped: bool = False
+) -> Iterator[list[Server]]:
+    """llmserve, and vLLM's own server unless there is no model, in this order or ``swapped``;
+    both ready. They are stopped in the end. A ``BenchError`` from inside learns what they
+    logged."""
+    starts = [partial(start_ours, model, arguments, logs)]
+    if model is not None:
+        starts.append(partial(start_theirs, model, arguments, logs))
     with ExitStack() as stack:
-        servers = [start_ours(model, arguments, logs)]
-        stack.callback(servers[0].stop)
-        if model is not None:
-            servers.append(start_theirs(model, arguments, logs))
-            stack.callback(servers[1].stop)
+        servers = []
+        for start in reversed(starts) if swapped else starts:
+            servers.append(start())
+            stack.callback(servers[-1].stop)
         for server in servers:
             server.wait_ready()
         try:

@@ -13,7 +13,7 @@ from typing import Any
 from bench import models
 from bench.cases import Case, demo_cases, paced_cases, tiny_cases
 from bench.parts import Setup
-from bench.runner import Sample, compare_answers, run_rounds
+from bench.runner import Sample, compare_answers, run_round, warm_up
 from bench.servers import PACED_ENGINE, running
 from bench.values import OURS, THEIRS, Found, Value
 
@@ -65,13 +65,19 @@ class Streams:
         return [case.key for case in self.cases(setup.quick)]
 
     async def measure(self, setup: Setup) -> Found:
-        """Start both servers, compare what they say, and put them under load in turns."""
+        """Compare what both servers say, and put them under load in turns. A process has a
+        speed of its own (decision 0019), so each round starts new ones."""
         asked = [case for case in self.cases(setup.quick) if setup.wants(case.key)]
         model = self.model(setup.folder) if setup.with_vllm else None
         arguments = {**setup.arguments, **self.arguments}
-        with running(model, arguments, setup.folder) as servers:
-            equal = await compare_answers(servers, asked)
-            samples = await run_rounds(servers, asked, setup.rounds, setup.say)
+        equal = 0
+        samples: list[Sample] = []
+        for number in range(setup.rounds):
+            swapped = number % 2 == 1
+            with running(model, arguments, setup.folder, swapped=swapped) as servers:
+                equal = equal or await compare_answers(servers, asked)
+                await warm_up(servers, asked, setup.say)
+                samples += await run_round(number, servers, asked, setup.say)
         notes = {
             "equal answers": equal,
             "share of a core used by the waiting server": waiting_share(samples),
@@ -112,7 +118,7 @@ def values_of(samples: Sequence[Sample], cases: Sequence[Case]) -> Iterator[Valu
 
 
 def _memory(samples: Sequence[Sample], prefix: str) -> Iterator[Value]:
-    """What each front end held after its last sample of every round."""
+    """What each front end held after the last sample of its round."""
     for each in {(each.server, each.round): each for each in samples}.values():
         for name, size in (
             ("resident MiB", each.resident_bytes),
