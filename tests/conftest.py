@@ -9,12 +9,22 @@ import pytest
 
 from tests.models import tiny_model
 
+HERE = Path(__file__).parent
+
 
 def pytest_configure() -> None:
     """A job that a script starts in the background ignores SIGINT, and so do its
     children; tests that send one would wait for ever."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with real engines stay in one process, in their order: an engine is shared, and
+    the last of them measure. All others may run beside them."""
+    for item in items:
+        if item.path.is_relative_to(HERE / "contract") or item.path.is_relative_to(HERE / "e2e"):
+            item.add_marker(pytest.mark.xdist_group("engines"))
 
 
 @pytest.fixture(scope="session")
