@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -239,8 +241,10 @@ def test_sigterm_while_loading_ends_quietly(tiny_folder: Path, tmp_path: Path) -
         server.stop()
 
 
-def test_kill_9_of_the_server_leaves_no_process_behind(tiny_folder: Path, tmp_path: Path) -> None:
-    server, family = Server([str(tiny_folder)], tmp_path / "log"), []
+def test_kill_9_of_the_server_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path) -> None:
+    # Not below tmp_path: the path of a socket has 107 bytes.
+    temporary = tempfile.mkdtemp()
+    server, family = Server([str(tiny_folder)], tmp_path / "log", {"TMPDIR": temporary}), []
     try:
         server.wait_ready()
         family = server.children()
@@ -250,11 +254,13 @@ def test_kill_9_of_the_server_leaves_no_process_behind(tiny_folder: Path, tmp_pa
         while any(map(_lives, family)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not [process for process in family if _lives(process)]
+        assert not list(Path(temporary).glob("llmserve-*"))
     finally:
         server.process.kill()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        shutil.rmtree(temporary)
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -52,12 +53,18 @@ def hold(address: str) -> None:
     try:
         line.connect(address)
     except OSError:
-        # The server ended while this process started.
-        os.kill(os.getpid(), signal.SIGKILL)
-    threading.Thread(target=_wait, args=(line,), name="lifeline", daemon=True).start()
+        _end(address)  # The server ended while this process started.
+    arguments = (line, address)
+    threading.Thread(target=_wait, args=arguments, name="lifeline", daemon=True).start()
 
 
-def _wait(line: socket.socket) -> None:
+def _wait(line: socket.socket, address: str) -> None:
     with contextlib.suppress(OSError):
         line.recv(1)
+    _end(address)
+
+
+def _end(address: str) -> None:
+    """A server that was killed could not remove its folder."""
+    shutil.rmtree(Path(address).parent, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -123,11 +123,11 @@ class Relay:
         ends. Idempotent."""
         if self._socket.fileno() < 0:
             return
-        self._anchor.close()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as waker:
             waker.sendto(_STOP, self._address)
         self._thread.join()
         self._socket.close()
+        self._anchor.close()  # Last: who ends by it removes the folder.
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
