@@ -48,10 +48,17 @@ def decode_object(body: bytes | bytearray, max_depth: int) -> dict[str, Any]:
     """Decode a JSON object no deeper than ``max_depth``, and without a key that stands
     twice in its object: who inspects it before us may take the other one. Raises
     ``InvalidRequest``."""
+    if not body:
+        raise InvalidRequest("The body is empty; it must be a JSON object.", code="invalid_json")
     _check_depth(body, max_depth)
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not valid JSON: the byte at {_bad_byte(body)} is not UTF-8.",
+            code="invalid_json",
+        ) from error
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequest(
             f"The body is not valid JSON: {error}.", code="invalid_json"
         ) from error
@@ -61,6 +68,16 @@ def decode_object(body: bytes | bytearray, max_depth: int) -> dict[str, Any]:
         )
     _check_keys(body, value)
     return value
+
+
+def _bad_byte(body: bytes | bytearray) -> int:
+    """The offset of the first byte that is not UTF-8. The decoder counts from the beginning
+    of the string that has it."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(body)
 
 
 def _check_type(request: Request) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from llmserve.engine.grammars import check_regex, check_schema
 from llmserve.errors import InvalidRequest
+from llmserve.http.openai_fields.values import unknown_field
 from llmserve.settings import LimitSettings
 from llmserve.types import Constraint, GenerateRequest, Message, Sampling
 
@@ -166,8 +167,9 @@ def _explain(error: ValidationError) -> InvalidRequest:
     path = ".".join(str(part) for part in first["loc"])
     field = str(first["loc"][0]) if first["loc"] else None
     if first["type"] == "extra_forbidden":
-        known = ", ".join(GenerateBody.model_fields)
-        return InvalidRequest(f"{path} is not a field here. Fields: {known}.", param=path)
+        *parents, name = first["loc"]
+        known = () if parents else GenerateBody.model_fields
+        return unknown_field(str(name), known, path=".".join(map(str, parents)))
     value = repr(first["input"])
     shown = value if len(value) <= _SHOWN else value[:_SHOWN] + "…"
     return InvalidRequest(f"{path} is {shown}: {_lower(first['msg'])}.", param=field)

@@ -207,3 +207,11 @@ def test_bodies_that_are_no_json_are_415(app: App, headers: dict[str, str], word
     reply = app.post("/generate", content=b"{}", headers=headers)
     assert reply.status_code == 415
     assert words in reply.json()["error"]["message"]
+
+
+def test_a_slip_in_a_native_field_is_understood(app: App) -> None:
+    reply = app.post("/generate", json={"prompt": "x", "max_token": 5})
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (error["param"], error["code"]) == ("max_token", "unknown_parameter")
+    assert "Did you mean max_tokens" in error["message"]

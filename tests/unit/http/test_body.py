@@ -34,6 +34,20 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
         decode_object(body, 64)
 
 
+def test_an_empty_body_is_called_so() -> None:
+    with pytest.raises(InvalidRequest, match="body is empty; it must be a JSON object"):
+        decode_object(b"", 64)
+
+
+@pytest.mark.parametrize(
+    ("body", "offset"),
+    [(b'{"a": "x\xff"}', 8), (b'{"\xffa": 1}', 2), ('{"ü": "é'.encode() + b'\xe9"}', 10)],
+)
+def test_a_byte_that_is_no_utf_8_is_counted_from_the_beginning(body: bytes, offset: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"the byte at {offset} is not UTF-8"):
+        decode_object(body, 64)
+
+
 def test_depth_is_bounded_exactly() -> None:
     assert decode_object(b'{"a":[[1]]}', 3) == {"a": [[1]]}
     with pytest.raises(InvalidRequest, match="limit of 3 levels"):
