@@ -244,6 +244,8 @@ class Connection(HttpToolsProtocol):
     # --- what goes out
 
     def on_response_complete(self) -> None:
+        assert self._serving is not None
+        cast(Joined, self._serving.transport).flush()
         self._serving = self.pipeline[-1][0] if self.pipeline else self.cycle
         super().on_response_complete()
         if self.transport.is_closing():

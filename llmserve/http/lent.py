@@ -9,6 +9,8 @@ from typing import cast
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from llmserve.http.joined import Joined
+
 _KEY = "connection"
 
 
@@ -42,7 +44,7 @@ class Lent:
             or not cycle.chunked_encoding
         ):
             return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        cast(Joined, cycle.transport).write_now(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
     def has_arrived(self) -> bool:

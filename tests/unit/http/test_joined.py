@@ -1,4 +1,4 @@
-"""Head and body of a response leave together, and neither is ever kept."""
+"""What a response writes in one turn leaves together, and nothing is ever kept."""
 
 from __future__ import annotations
 
@@ -35,25 +35,27 @@ class Wire(asyncio.Transport):
         self.closed = True
 
 
-async def test_head_and_body_are_one_write_and_what_follows_is_not_delayed() -> None:
+async def test_what_is_written_in_one_turn_is_one_write() -> None:
+    joined = Joined(wire := Wire())
+    for part in (b"head ", b"body ", b"end"):
+        joined.write(part)
+        assert wire.writes == []
+    await asyncio.sleep(0)
+    assert wire.writes == [b"head body end"]
+    joined.write(b"more")
+    await asyncio.sleep(0)
+    assert wire.writes == [b"head body end", b"more"]
+
+
+async def test_what_is_written_now_does_not_overtake_and_does_not_wait() -> None:
     joined = Joined(wire := Wire())
     joined.write(b"head ")
-    assert wire.writes == []
-    joined.write(b"body")
-    assert wire.writes == [b"head body"]
-    joined.write(b"more")
-    assert wire.writes == [b"head body", b"more"]
+    joined.write_now(b"first")
+    joined.write_now(b"second")
+    assert wire.writes == [b"head first", b"second"]
+    joined.write(b"end")
     await asyncio.sleep(0)
-    assert wire.writes == [b"head body", b"more"]
-
-
-async def test_a_head_alone_waits_for_no_more_than_a_turn() -> None:
-    joined = Joined(wire := Wire())
-    joined.write(b"head")
-    await asyncio.sleep(0)
-    assert wire.writes == [b"head"]
-    joined.write(b"body")
-    assert wire.writes == [b"head", b"body"]
+    assert wire.writes == [b"head first", b"second", b"end"]
 
 
 async def test_closing_sends_what_was_written() -> None:
