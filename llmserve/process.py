@@ -135,6 +135,8 @@ class Process:
         # every 700 objects was a twentieth of what a request costs.
         gc.set_threshold(_COLLECT_AFTER)
         give_back_memory()
+        loop = type(asyncio.get_running_loop()).__module__
+        log.debug("event loop %s; %d objects frozen", loop, gc.get_freeze_count())
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._drain is None:

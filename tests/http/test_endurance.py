@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,15 @@ def fake(folder: Path, **settings: Any) -> Iterator[Server]:
         args += ["--set", f"server.{name}={value}"]
     with serving(args, folder / "server.log") as server:
         yield server
+
+
+def test_a_server_that_is_ready_has_a_quick_loop_and_a_quiet_collector(tmp_path: Path) -> None:
+    args = ["--engine", "fake", "--set", "logging.level=debug"]
+    with serving(args, tmp_path / "server.log") as server:
+        said = re.search(r"event loop (\S+); (\d+) objects frozen", server.log)
+    assert said is not None
+    assert said[1] == "uvloop"
+    assert int(said[2]) > 10_000
 
 
 def test_a_gigabyte_of_body_is_refused_early_in_flat_memory(tmp_path: Path) -> None:
