@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import httpx
 import msgspec
 import uvloop
 from rich.console import Console
@@ -29,13 +30,17 @@ from bench.kept import Kept
 from bench.page import PAGE, around, write_page
 from bench.parts import Part, Setup
 from bench.report import commit, figures_table, machine, write_json
+from bench.second_tool import SecondTool
 from bench.servers import ENGINE, fitting
 from bench.starts import Starts
 from bench.streams import DEMO, PACED, TINY
 from bench.turns import go_first
 from bench.values import Found, rows
 
-PARTS: tuple[Part, ...] = (TINY, PACED, Floor(), DEMO, Added(), LongPrompts(), Starts(), Idle())
+PARTS: tuple[Part, ...] = (
+    *(TINY, PACED, Floor(), DEMO),
+    *(Added(), LongPrompts(), Starts(), Idle(), SecondTool()),
+)
 WIDTH = 110
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
@@ -161,7 +166,7 @@ def _measure(parts: Sequence[Part], setup: Setup, kept: Kept) -> tuple[Found, li
             done = uvloop.run(part.measure(setup))
             kept.put(part.name, done)
             found.add(done)
-        except BenchError as error:
+        except (BenchError, httpx.HTTPError, OSError) as error:
             setup.say(f"bench: {part.name}: {error}")
             failures.append(part.name)
     return found, failures

@@ -1,8 +1,9 @@
 """A part: how long other streams stand still while a large request is taken in.
 
-The request is one that the engine never sees: a prompt that is a little too long. So it is
-received, parsed, rendered, tokenized and counted, and then refused; the engine's own time for
-a long prompt is left out.
+The engine's own time for a long prompt is left out in two ways. The request is one that the
+engine never sees, a prompt that is a little too long: it is received, parsed, rendered,
+tokenized and counted, and then refused. Or it is answered, by an engine whose steps take as
+long as ever, whatever is in them.
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ from bench.client import BenchError, Connection, Reply
 from bench.parts import Setup
 from bench.programs import settle
 from bench.scripted import start_scripted
-from bench.servers import Server, running
+from bench.servers import PACED_ENGINE, Server, running
 from bench.values import Found, Value
 
 PROMPT, BODY = "gap by a 32k-token prompt", "gap by a 1 MB body"
 SCRIPTED = f"{BODY}, scripted engine"
+ANSWERED = "gap by an answered 32k-token prompt, paced engine"
 STREAMS = 4
 SECONDS_PER_TOKEN = 0.002
 INTRUDERS, QUICK_INTRUDERS = 8, 2
 ANSWER_TOKENS = 16
-PROMPT_TOKENS = models.LONG_CONTEXT + 1_000  # Refused, once it has been tokenized.
+TOO_MANY_TOKENS = models.LONG_CONTEXT + 1_000  # Refused, once they have been counted.
+MANY_TOKENS = models.LONG_CONTEXT - 1_000
+PACE = 0.005
+"""Seconds of a step of the paced engine."""
+
 BODY_BYTES = 1_000_000
 SPAN_SECONDS = 0.03
 REST_SECONDS = 0.1
@@ -60,37 +66,39 @@ class Gaps:
 
 
 class LongPrompts:
-    """Large requests beside streams, on the tiny model of both servers and on the scripted
-    engine."""
+    """Large requests beside streams, on the tiny model of both servers, on the paced engine
+    of both, and on the scripted engine."""
 
     name = "gaps by large requests"
 
     def keys(self, setup: Setup) -> list[str]:
         """By kind of large request."""
-        return [PROMPT, BODY, SCRIPTED] if setup.with_vllm else [SCRIPTED]
+        return [PROMPT, BODY, ANSWERED, SCRIPTED] if setup.with_vllm else [SCRIPTED]
 
     async def measure(self, setup: Setup) -> Found:
         """Both servers with vLLM first, then the scripted one."""
         found = Found()
-        wanted = {key for key in self.keys(setup) if setup.wants(key)}
-        if wanted - {SCRIPTED}:
-            arguments = dict(setup.arguments) | {"max_model_len": models.LONG_CONTEXT}
-            with running(models.tiny_long(setup.folder), arguments, setup.folder) as servers:
-                await _rounds(servers, sorted(wanted - {SCRIPTED}), STREAMS, setup, found)
+        wanted = [key for key in self.keys(setup) if setup.wants(key)]
+        for keys, more in (((PROMPT, BODY), {}), ((ANSWERED,), PACED_ENGINE)):
+            asked = [key for key in keys if key in wanted]
+            if asked:
+                arguments = {**setup.arguments, "max_model_len": models.LONG_CONTEXT, **more}
+                with running(models.tiny_long(setup.folder), arguments, setup.folder) as servers:
+                    await _rounds(servers, asked, setup, found)
         if SCRIPTED in wanted:
             server = start_scripted(SECONDS_PER_TOKEN, STREAMS, setup.folder)
             try:
                 server.wait_ready()
-                await _rounds([server], [SCRIPTED], STREAMS, setup, found)
+                await _rounds([server], [SCRIPTED], setup, found)
             finally:
                 server.stop()
         return found
 
 
 async def _rounds(
-    servers: Sequence[Server], keys: Sequence[str], streams: int, setup: Setup, found: Found
+    servers: Sequence[Server], keys: Sequence[str], setup: Setup, found: Found
 ) -> None:
-    words = {server.name: _words(server) for server in servers} if PROMPT in keys else {}
+    words = _words(servers[0]) if {PROMPT, ANSWERED} & {*keys} else 0
     intruders = QUICK_INTRUDERS if setup.quick else INTRUDERS
     for number in range(setup.rounds):
         for key in keys:
@@ -98,21 +106,23 @@ async def _rounds(
                 setup.say(f"round {number + 1}/{setup.rounds}: {key} on {server.name}")
                 await settle(servers)
                 chance = random.Random(f"{number} {key}")  # noqa: S311  # texts
-                bodies = [
-                    _long_prompt(chance, words[server.name]) if key == PROMPT else _large_body()
-                    for _ in range(intruders)
-                ]
-                gaps = await measure_gaps(server, bodies, streams)
+                bodies = [_large(key, chance, words) for _ in range(intruders)]
+                answered = key == ANSWERED
+                gaps = await measure_gaps(
+                    server, bodies, status=200 if answered else 400, step=PACE if answered else 0.0
+                )
                 found.values += gaps.values(key, server.name, number)
 
 
-async def measure_gaps(server: Server, bodies: Sequence[bytes], streams: int) -> Gaps:
-    """Send these bodies one after the other while ``streams`` streams run. For each: the
-    longest gap of any stream that lies in the time the request took, and the longest one in
-    a span as long before it."""
+async def measure_gaps(
+    server: Server, bodies: Sequence[bytes], *, status: int, step: float
+) -> Gaps:
+    """Send these bodies one after the other while some streams run, and see them answered
+    with ``status``. For each: the longest gap of any stream that lies in the time the request
+    took, and the longest one in a span as long before it. ``step``: see ``Case``."""
     spans: list[tuple[float, float]] = []
-    async with _connected(server.port, streams) as watched:
-        case = Case("", Dialect.CHAT, streams, streams, models.LONG_CONTEXT - 1_000)
+    async with _connected(server.port, STREAMS) as watched:
+        case = Case("", Dialect.CHAT, STREAMS, STREAMS, MANY_TOKENS, step=step)
         tasks = [
             asyncio.ensure_future(each.ask(case.payload(number, server.port)))
             for number, each in enumerate(watched)
@@ -124,7 +134,7 @@ async def measure_gaps(server: Server, bodies: Sequence[bytes], streams: int) ->
             rest = 3 * REST_SECONDS
             for body in bodies:
                 await asyncio.sleep(rest)
-                reply = await _refused(server.port, body)
+                reply = await _answer(server.port, body, status)
                 spans.append((reply.begin, max(reply.end, reply.begin + SPAN_SECONDS)))
                 rest = REST_SECONDS + 2 * (spans[-1][1] - spans[-1][0])
             await asyncio.sleep(REST_SECONDS)
@@ -155,12 +165,12 @@ def _check_running(tasks: Iterable[asyncio.Future[Reply]]) -> None:
             raise BenchError(f"a stream has ended too early: {task.result().body[-500:]!r}")
 
 
-async def _refused(port: int, body: bytes) -> Reply:
-    """Send a large request over a connection of its own, and see it refused."""
+async def _answer(port: int, body: bytes, status: int) -> Reply:
+    """Send a large request over a connection of its own, and see its status."""
     async with _connected(port, 1) as (connection,):
         reply = await connection.ask(_post(port, body))
-    if reply.status != 400:
-        raise BenchError(f"status {reply.status}, not 400: {reply.body[:500]!r}")
+    if reply.status != status:
+        raise BenchError(f"status {reply.status}, not {status}: {reply.body[:500]!r}")
     return reply
 
 
@@ -187,24 +197,28 @@ def _post(port: int, content: bytes) -> bytes:
     return head.encode() + content
 
 
-def _chat(text: str) -> bytes:
-    """Not streamed: a stream that takes long to refuse gets its error after status 200."""
-    messages = [{"role": "user", "content": text}]
-    return msgspec.json.encode({"model": MODEL, "messages": messages, "max_tokens": ANSWER_TOKENS})
-
-
-def _long_prompt(chance: random.Random, words: int) -> bytes:
-    return _chat(" ".join(chance.choices(WORDS, k=words)))
-
-
-def _large_body() -> bytes:
-    """Text that no context holds: it is refused as early as a server can tell."""
-    return _chat("word " * (BODY_BYTES // 5))
+def _large(key: str, chance: random.Random, words: int) -> bytes:
+    """The body of a large request; ``words`` make ``TOO_MANY_TOKENS``. A large body has text
+    that no context holds: it is refused as early as a server can tell."""
+    if key in (PROMPT, ANSWERED):
+        if key == ANSWERED:
+            words = words * MANY_TOKENS // TOO_MANY_TOKENS
+        text = " ".join(chance.choices(WORDS, k=words))
+    else:
+        text = "word " * (BODY_BYTES // 5)
+    # Not streamed: a stream that takes long to refuse gets its error after status 200.
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": ANSWER_TOKENS,
+        "seed": round(PACE * 1e6),  # read by paced_engine
+    }
+    return msgspec.json.encode(body)
 
 
 def _words(server: Server) -> int:
-    """How many words make ``PROMPT_TOKENS`` tokens."""
+    """How many words make ``TOO_MANY_TOKENS``."""
     text = " ".join(WORDS * 20)
     url = f"http://127.0.0.1:{server.port}/tokenize"
     reply = httpx.post(url, json={"model": MODEL, "prompt": text}, timeout=60).raise_for_status()
-    return PROMPT_TOKENS * len(WORDS) * 20 // len(reply.json()["tokens"])
+    return TOO_MANY_TOKENS * len(WORDS) * 20 // len(reply.json()["tokens"])

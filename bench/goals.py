@@ -147,6 +147,7 @@ GOALS = (
             "gap by a 32k-token prompt: added ms",
             "gap by a 1 MB body: added ms",
             "gap by a 1 MB body, scripted engine: added ms",
+            "gap by an answered 32k-token prompt, paced engine: added ms",
         ),
         ratio=False,
         unit="ms",
@@ -208,6 +209,14 @@ GOALS = (
         ("idle chat stream: kB each", "idle native stream: kB each"),
         ratio=False,
         unit="kB",
+    ),
+    Goal(
+        "llmserve bench agrees with a second tool",
+        "the greatest difference between its figures and those of vllm bench serve, of a round",
+        5.0,
+        ("load generator: greatest difference %",),
+        ratio=False,
+        unit="%",
     ),
 )
 

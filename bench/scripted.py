@@ -22,18 +22,22 @@ TEXT = "word " * 2000
 """One text for all: what is measured is not what they say."""
 
 
-def start_scripted(seconds_per_token: float, streams: int, folder: Path) -> Server:
+def start_scripted(
+    seconds_per_token: float, streams: int, folder: Path, *, prefill_seconds: float = 0.0
+) -> Server:
     """Start it for so many streams at once, without waiting."""
     command = [sys.executable, "-m", "bench.scripted", str(seconds_per_token), str(streams)]
-    return Server(OURS, [*command, str(folder / "scripted.db")], "/readyz", folder / "scripted.log")
+    command += [str(folder / "scripted.db"), "--prefill", str(prefill_seconds)]
+    return Server(OURS, command, "/readyz", folder / "scripted.log")
 
 
 @click.command()
 @click.argument("seconds_per_token", type=float)
 @click.argument("streams", type=int)
 @click.argument("state", type=click.Path(path_type=Path))
+@click.option("--prefill", type=float, required=True)
 @click.option("--port", type=int, required=True)
-def main(seconds_per_token: float, streams: int, state: Path, port: int) -> None:
+def main(seconds_per_token: float, streams: int, state: Path, prefill: float, port: int) -> None:
     """Serve, as ``llmserve serve`` does, over this engine."""
     import uvicorn
 
@@ -49,6 +53,7 @@ def main(seconds_per_token: float, streams: int, state: Path, port: int) -> None
         model=MODEL,
         max_model_len=CONTEXT,
         seconds_per_token=seconds_per_token,
+        prefill_seconds=prefill,
         max_running=connections,
         replies=(Reply("", TEXT),),
         kv_capacity_tokens=connections * CONTEXT,
