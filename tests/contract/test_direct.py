@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from driving import new_id, until
-from ways import PROMPTS, SAMPLINGS, direct_off, events, joined, reply
+from ways import PROMPTS, SAMPLINGS, SPLIT, direct_off, events, joined, reply, shapes
 
-from llmserve.engine.protocol import Context, Engine
-from llmserve.errors import InvalidRequest, LlmserveError, PromptTooLong
+from llmserve.engine.protocol import Context, Engine, Json
+from llmserve.errors import LlmserveError, PromptTooLong
+from llmserve.http.envelopes import Protocol, error_body
 from llmserve.types import Meter, Operation
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +55,13 @@ CHATS: dict[str, list[dict[str, str]]] = {
     "a long text": [{"role": "user", "content": "Grüße aus 東京 🙂 <|im_end|>\n\n  " * 40}],
     "many messages": [{"role": ("user", "assistant")[n % 2], "content": "x"} for n in range(41)],
 }
+
+
+WRONG: tuple[dict[str, Any], ...] = (
+    *({"temperature": -1}, {"top_p": 7}, {"top_k": -5}, {"min_p": 2}, {"repetition_penalty": 0}),
+    *({"presence_penalty": 3}, {"frequency_penalty": -3}, {"temperature": "hot"}),
+    *({"max_tokens": 10**6}, {"max_tokens": 0}, {"n": 0}, {"seed": 2**70}, {"stop": [""]}),
+)
 
 
 class Sent:
@@ -155,6 +163,16 @@ async def test_short_prompts_go_by_while_a_long_one_is_read(vllm_engine: Engine)
     await until(lambda: core.inline is not None)
 
 
+async def refusal(engine: Engine, operation: Operation, body: dict[str, Any]) -> dict[str, Any]:
+    """All that a client hears of an error, which may come from the call or the first event."""
+    with pytest.raises(LlmserveError) as caught:
+        await (events if body.get("stream") else reply)(engine, operation, body)
+    error = caught.value
+    assert error.retry_after is error.retryable is None
+    return error_body(error, Protocol.OPENAI) | {"status": error.status}
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("operation", "body"),
     [
@@ -163,17 +181,18 @@ async def test_short_prompts_go_by_while_a_long_one_is_read(vllm_engine: Engine)
     ],
 )
 async def test_a_prompt_that_is_too_long_is_counted(
-    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, operation: Operation, body: dict[str, Any]
+    vllm_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Operation,
+    body: dict[str, Any],
+    stream: bool,
 ) -> None:
-    async def said() -> LlmserveError:
-        with pytest.raises(PromptTooLong) as caught:
-            await reply(vllm_engine, operation, {"max_tokens": 3} | body)
-        return caught.value
-
-    direct = await said()
+    body = body | {"max_tokens": 3, "stream": stream}
+    direct = await refusal(vllm_engine, operation, body)
     direct_off(monkeypatch, vllm_engine).append("not to be asked again")
-    slow = await said()
-    assert (direct.message, direct.param) == (slow.message, slow.param)
+    slow = await refusal(vllm_engine, operation, body)
+    assert direct == slow
+    assert direct["error"]["code"] == PromptTooLong.code
 
 
 @pytest.mark.parametrize("operation", PROMPTS)
@@ -184,13 +203,16 @@ async def test_both_ways_give_the_same_events(
     body = {"temperature": 0, "stream": True} | PROMPTS[operation] | BODIES[name]
     body |= {"seed": 11}
     direct = await events(vllm_engine, operation, body)
-    pushed: list[Any] = []
+    pushed: list[Json] = []
     short = await events(vllm_engine, operation, body, pushed)
     planned = direct_off(monkeypatch, vllm_engine)
     slow = await events(vllm_engine, operation, body)
     assert planned == [operation.value]
     assert joined(direct) == joined(short) == joined(slow)
-    assert direct
+    assert len(shapes(direct, short, slow)) <= 1
+    if len(short) >= 6:
+        assert pushed, "the short way was not used"
+        assert all(map(shapes, (direct, short, slow)))
 
 
 @pytest.mark.parametrize("operation", PROMPTS)
@@ -205,6 +227,55 @@ async def test_both_ways_give_the_same_reply(
     slow = await reply(vllm_engine, operation, body)
     assert planned == [operation.value]
     assert direct == slow
+
+
+@pytest.fixture
+def said_directly(vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
+    """Direct requests answer with ``SPLIT``, which no body of theirs can ask for. Gets their
+    operations."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    direct = vllm_engine._core.direct  # type: ignore[attr-defined]
+    plan, asked = direct.plan, list[Operation]()
+
+    def constrained(operation: Operation, body: Json) -> Any:
+        planned = plan(operation, body)
+        if planned is not None:
+            planned.sampling.structured_outputs = StructuredOutputsParams(regex=SPLIT)
+            asked.append(operation)
+        return planned
+
+    monkeypatch.setattr(direct, "plan", constrained)
+    return asked
+
+
+@pytest.mark.parametrize("operation", PROMPTS)
+async def test_characters_of_several_tokens_are_put_together_the_same(
+    vllm_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    said_directly: list[Operation],
+    operation: Operation,
+) -> None:
+    from llmserve.engine.vllm import face
+
+    body = PROMPTS[operation] | {"temperature": 0, "max_tokens": 60}
+    streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
+    pushed: list[Json] = []
+    direct = await events(vllm_engine, operation, streamed)
+    short = await events(vllm_engine, operation, streamed, pushed)
+    whole = await reply(vllm_engine, operation, body)
+    assert said_directly == [operation] * 3
+    for name in ("make_lean", "make_lean_reply"):
+        monkeypatch.setattr(face, name, lambda *_: None)
+    constraint = {"structured_outputs": {"regex": SPLIT}}
+    slow = await events(vllm_engine, operation, streamed | constraint)
+    assert joined(direct) == joined(short) == joined(slow)
+    assert whole == await reply(vllm_engine, operation, body | constraint)
+    assert len(shapes(direct, short, slow)) == 1
+    assert pushed
+    (_, last), (_, end) = joined(short)[-2:]
+    assert SPLIT in last["choices"][0].get("delta", last["choices"][0]).values()
+    assert end["usage"]["completion_tokens"] > len(SPLIT) + 1, "no character was split"
 
 
 @pytest.mark.parametrize(
@@ -255,21 +326,21 @@ async def test_a_prompt_that_was_cut_short_does_not_cut_the_next_one(vllm_engine
     assert core.direct.plan(Operation.CHAT, body).prompt_ids == whole
 
 
-@pytest.mark.parametrize("body", [{"temperature": -1}, {"max_tokens": 10**6}, {"stop": [""]}])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("operation", PROMPTS)
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
 async def test_what_is_wrong_is_said_as_ever(
-    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any]
+    vllm_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Operation,
+    wrong: dict[str, Any],
+    stream: bool,
 ) -> None:
-    body = {"max_tokens": 3} | PROMPTS[Operation.CHAT] | body
-
-    async def said() -> LlmserveError:
-        with pytest.raises(InvalidRequest) as caught:
-            await reply(vllm_engine, Operation.CHAT, body)
-        return caught.value
-
-    direct = await said()
+    body = {"max_tokens": 3, "stream": stream} | PROMPTS[operation] | wrong
+    direct = await refusal(vllm_engine, operation, body)
     direct_off(monkeypatch, vllm_engine)
-    slow = await said()
-    assert (direct.message, direct.param) == (slow.message, slow.param)
+    assert direct == await refusal(vllm_engine, operation, body)
+    assert direct["error"]["message"]
 
 
 async def test_leaving_a_direct_stream_frees_the_engine(vllm_engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 from driving import new_id
 
-from llmserve.engine.protocol import Context, Engine
+from llmserve.engine.protocol import Context, Engine, Json
 from llmserve.types import Meter, Operation
+
+SPLIT = "🙂東é" * 3
+"""The first two of these characters are several tokens each."""
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "plain": {"max_tokens": 20},
@@ -35,13 +39,16 @@ PROMPTS: dict[Operation, dict[str, Any]] = {
     Operation.COMPLETION: {"prompt": "Once upon a time in 東京 🙂"},
 }
 
+Seen = list[tuple[str | None, Json]]
+"""The events of a stream: their names, where they have one, and their JSON."""
+
 
 async def events(
-    engine: Engine, operation: Operation, body: dict[str, Any], pushed: list[Any] | None = None
-) -> list[Any]:
+    engine: Engine, operation: Operation, body: dict[str, Any], pushed: list[Json] | None = None
+) -> Seen:
     """The events of a stream. With ``pushed``, the short way is open, and what comes over
     it is also put there."""
-    seen: list[Any] = []
+    seen: Seen = []
 
     def push(data: bytes) -> bool:
         assert pushed is not None
@@ -55,38 +62,66 @@ async def events(
     assert isinstance(stream, AsyncIterator)
     async for event in stream:
         seen.append((event.event, event.data))
+    assert len({(data["id"], data["created"]) for _, data in seen}) == 1
     return [(name, _normal(data, request_id)) for name, data in seen]
 
 
-def _normal(data: dict[str, Any], request_id: str) -> dict[str, Any]:
+def _normal(data: Json, request_id: str) -> Json:
     assert request_id in data["id"]
     assert isinstance(data["created"], int)
-    plain = {key: value for key, value in data.items() if key not in ("id", "created")}
+    plain = data | {"id": data["id"].replace(request_id, "…"), "created": 0}
     if details := plain.get("usage", {}).get("prompt_tokens_details"):
         details["cached_tokens"] = 0
     return plain
 
 
-def joined(seen: list[Any]) -> list[Any]:
-    """The events with neighbouring texts put together: the engine merges tokens that come
-    faster than they are read, and that is not the same twice."""
-    result: list[Any] = []
+def joined(seen: Seen) -> Seen:
+    """The events at both ends, with the texts of those between them put into the next: the
+    engine merges tokens that come faster than they are read, and that is not the same twice."""
+    result: Seen = []
     text = ""
     for name, data in seen:
-        choice = (data.get("choices") or [None])[0]
-        if choice is None or "role" in choice.get("delta", {}):
-            result.append((name, data))
+        if _is_between(data):
+            text += _text(data) or ""
             continue
-        held = choice.get("delta", choice)
-        key = "content" if "delta" in choice else "text"
-        text += held.get(key, "")
-        if choice["finish_reason"] is not None:
-            held[key] = text
-            result.append((name, data))
+        if text and data["choices"]:
+            data, text = _with_text(data, text + (_text(data) or "")), ""
+        result.append((name, data))
+    assert not text, "there is text after the end"
     return result
 
 
-async def reply(engine: Engine, operation: Operation, body: dict[str, Any]) -> dict[str, Any]:
+def shapes(*streams: Seen) -> Seen:
+    """What the events between the ends are besides their texts, each once."""
+    found: Seen = []
+    for name, data in itertools.chain(*streams):
+        if _is_between(data):
+            shape = (name, data if _text(data) is None else _with_text(data, ""))
+            if shape not in found:
+                found.append(shape)
+    return found
+
+
+def _is_between(data: Json) -> bool:
+    return any(
+        choice["finish_reason"] is None and "role" not in choice.get("delta", {})
+        for choice in data["choices"]
+    )
+
+
+def _text(data: Json) -> str | None:
+    (choice,) = data["choices"]
+    text: str | None = choice.get("text", choice.get("delta", {}).get("content"))
+    return text
+
+
+def _with_text(data: Json, text: str) -> Json:
+    (choice,) = data["choices"]
+    new = {"delta": choice["delta"] | {"content": text}} if "delta" in choice else {"text": text}
+    return data | {"choices": [choice | new]}
+
+
+async def reply(engine: Engine, operation: Operation, body: dict[str, Any]) -> Json:
     context = Context(new_id(), "tiny")
     found = await engine.openai(operation, dict(body), context, Meter())
     assert isinstance(found, dict)

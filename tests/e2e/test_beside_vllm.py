@@ -4,6 +4,7 @@ ids, times and the nulls that OpenAI's schema does not allow."""
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -73,45 +74,61 @@ def ask(server: Server, path: str, more: Json) -> httpx.Response:
     return httpx.post(f"http://127.0.0.1:{server.port}{path}", json=body, timeout=120)
 
 
-def without_nulls(value: Any) -> Any:
-    """And without what is of the moment or of the engine: ids, times, what the prefix cache
-    had, the hash of all settings."""
+PASSING = ("created", "cached_tokens", "created_cache_tokens", "system_fingerprint")
+
+
+def comparable(value: Any) -> Any:
+    """Without nulls. Of what is of the moment or of the engine only that it is there: times,
+    what the prefix cache had, the hash of all settings, and of ids their kind."""
     if isinstance(value, dict):
-        passing = ("id", "created", "cached_tokens", "created_cache_tokens", "system_fingerprint")
-        return {
-            name: without_nulls(each)
-            for name, each in value.items()
-            if each is not None and name not in passing
-        }
-    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+        there = {name: each for name, each in value.items() if each is not None}
+        moment = {name: type(each) for name, each in there.items() if name in PASSING}
+        kind = {"id": there["id"].partition("-")[0]} if "id" in there else {}
+        return {name: comparable(each) for name, each in there.items()} | moment | kind
+    return [comparable(each) for each in value] if isinstance(value, list) else value
 
 
-def folded(text: str) -> Json:
-    """A stream as what it says: texts of one choice together (an engine puts tokens together
-    that come faster than they are read, and not twice in the same way), how it begins and ends,
-    and what all frames carry besides."""
-    carried: Json = {}
-    choices: dict[int, Json] = {}
-    for line in filter(None, text.splitlines()):
-        data = line.removeprefix("data: ")
-        frame = {"done": True} if data == "[DONE]" else without_nulls(json.loads(data))
-        for choice in frame.pop("choices", []):
-            held = choices.setdefault(choice.pop("index"), {"text": "", "kinds": []})
-            delta = choice.pop("delta", choice)
-            held["text"] += delta.pop("content", "") + delta.pop("text", "")
-            held["kinds"] += [name for name in ("role", "finish_reason") if name in delta | choice]
-            held |= delta | choice
-        carried |= frame
-    return {"carried": carried, "choices": choices}
+def frames_of(reply: httpx.Response) -> list[Json]:
+    """The events of a stream: one id, one time, and an end."""
+    *lines, done = filter(None, reply.text.split("\n"))
+    assert done == "data: [DONE]"
+    frames = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert len({(frame["id"], frame["created"]) for frame in frames}) == 1
+    return [comparable(frame) for frame in frames]
+
+
+def folded(reply: httpx.Response) -> tuple[dict[int | None, Json], dict[int | None, list[Json]]]:
+    """What a stream says, by choice: texts together (an engine puts tokens together that come
+    faster than they are read, and not twice in the same way), and the frames it begins and ends
+    with. Then what the frames between these are besides their texts, each once."""
+    said: dict[int | None, Json] = {}
+    between: dict[int | None, list[Json]] = {}
+    for frame in frames_of(reply):
+        (choice,) = frame["choices"] or [{"finish_reason": "none"}]
+        index, body, last = choice.get("index"), choice.get("delta", choice), "finish_reason" in choice
+        name = "content" if "delta" in choice else "text"
+        held = said.setdefault(index, {"text": "", "ends": []})
+        held["text"] += body.get(name, "")
+        if last or name in body:  # The last one has a text or not as it comes.
+            body[name] = None
+        if last or "role" in body:
+            held["ends"].append(frame)
+        elif frame not in between.setdefault(index, []):
+            between[index].append(frame)
+    return said, between
 
 
 @pytest.mark.parametrize("path", PROMPTS)
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_a_stream_says_the_same(both: list[Server], path: str, name: str) -> None:
-    ours, theirs = (ask(each, path, {"stream": True} | SAMPLINGS[name]) for each in both)
-    assert ours.status_code == theirs.status_code == 200, theirs.text
-    assert folded(ours.text) == folded(theirs.text)
-    assert folded(ours.text)["carried"]["done"]
+    replies = [ask(each, path, {"stream": True} | SAMPLINGS[name]) for each in both]
+    assert [each.status_code for each in replies] == [200, 200], replies[1].text
+    (ours, our_between), (theirs, their_between) = map(folded, replies)
+    assert ours == theirs
+    assert all(len(each) == 1 for each in [*our_between.values(), *their_between.values()])
+    both_have = our_between.keys() & their_between.keys()
+    assert all(our_between[index] == their_between[index] for index in both_have)
+    assert both_have or name != "plain"
 
 
 @pytest.mark.parametrize("path", PROMPTS)
@@ -121,7 +138,7 @@ def test_a_reply_says_the_same(both: list[Server], path: str, name: str) -> None
     more = {key: value for key, value in asked.items() if key != "stream_options"}
     ours, theirs = (ask(each, path, more) for each in both)
     assert ours.status_code == theirs.status_code == 200, theirs.text
-    assert without_nulls(ours.json()) == without_nulls(theirs.json())
+    assert comparable(ours.json()) == comparable(theirs.json())
 
 
 @pytest.mark.parametrize("stream", [False, True])

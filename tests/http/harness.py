@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,25 +81,35 @@ class App(httpx.Client):
 
 
 @contextmanager
-def running(script: Script = Script(), *, ready: bool = True, **sections: Nested) -> Iterator[App]:  # noqa: B008  # frozen
+def running(
+    script: Script = Script(),  # noqa: B008  # frozen
+    *,
+    ready: bool = True,
+    make_engine: Callable[[Script], Engine] = FakeEngine,
+    **sections: Nested,
+) -> Iterator[App]:
     """Run the application; ``sections`` are settings, as ``server={"keep_alive_s": 1}``."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        _running(script, Path(folder) / "state.db", ready=ready, sections=sections) as app,
+        _running(script, Path(folder) / "state.db", make_engine, ready, sections) as app,
     ):
         yield app
 
 
 @contextmanager
 def _running(
-    script: Script, state: Path, *, ready: bool, sections: dict[str, Nested]
+    script: Script,
+    state: Path,
+    make_engine: Callable[[Script], Engine],
+    ready: bool,
+    sections: dict[str, Nested],
 ) -> Iterator[App]:
     sections.setdefault("auth", {"open_metrics": True})
     sections.setdefault("runtime", {"engine": "fake", "restart_first_s": 0.01})
     settings = Settings.model_validate(sections)
 
     async def make(_: Report) -> Engine:
-        return FakeEngine(script)
+        return make_engine(script)
 
     services = build_services(settings, make, state_path=state)
     asgi = build_app(services)
