@@ -1,8 +1,8 @@
 """The bare engine in a process of its own: ``AsyncLLM.generate`` and nothing around it.
 
-Run by ``added`` with the same arguments as the servers. A line of JSON on standard input, a
-list of prompts as token ids, is answered by a line with the time to the first text of each,
-in seconds. It ends when its input ends.
+Run by ``added`` and ``floor`` with the same arguments as the servers. A line of JSON on
+standard input (``_Asked``) is answered by a line with the time to the first text of each
+prompt, in seconds. It ends when its input ends.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ from bench.values import BARE
 TOKENS = 4
 
 
+class _Asked(msgspec.Struct):
+    """Prompts as token ids, the length of each answer, and how many are asked at once."""
+
+    prompts: Sequence[Sequence[int]]
+    tokens: int
+    at_once: int
+
+
 class BareEngine(Program):
     """The handle on such a process."""
 
@@ -36,12 +44,15 @@ class BareEngine(Program):
         command = [sys.executable, "-m", "bench.bare_engine", *given]
         super().__init__(BARE, command, log, pipes=True)
 
-    def ask(self, prompts: Sequence[Sequence[int]]) -> list[float]:
-        """Times to first text of these prompts, one after the other. Blocks."""
+    def ask(
+        self, prompts: Sequence[Sequence[int]], tokens: int = TOKENS, at_once: int = 1
+    ) -> list[float]:
+        """Times to first text of these prompts. Blocks."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self.process.stdin.write(msgspec.json.encode(prompts) + b"\n")
+            asked = _Asked(prompts, tokens, at_once)
+            self.process.stdin.write(msgspec.json.encode(asked) + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError as error:
             raise BenchError(self.state()) from error
@@ -66,25 +77,36 @@ async def _serve(words: list[str]) -> None:
         gc.collect()
         gc.freeze()  # as both servers do
         while line := await asyncio.to_thread(sys.stdin.readline):
-            times = [await _first_text(engine, prompt) for prompt in json.loads(line)]
+            times = await _answer(engine, msgspec.json.decode(line, type=_Asked))
             answers.write(json.dumps(times) + "\n")
             answers.flush()
     finally:
         engine.shutdown()
 
 
-async def _first_text(engine: Any, prompt: list[int]) -> float:
+async def _answer(engine: Any, asked: _Asked) -> list[float]:
+    times = [0.0] * len(asked.prompts)
+    waiting = enumerate(asked.prompts)
+
+    async def work() -> None:
+        for number, prompt in waiting:
+            times[number] = await _first_text(engine, prompt, asked.tokens, str(number))
+
+    await asyncio.gather(*(work() for _ in range(asked.at_once)))
+    return times
+
+
+async def _first_text(engine: Any, prompt: Sequence[int], tokens: int, name: str) -> float:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     sampling = SamplingParams(
-        max_tokens=TOKENS,
+        max_tokens=tokens,
         temperature=0,
         ignore_eos=True,
         output_kind=RequestOutputKind.DELTA,
     )
     begin, first = time.perf_counter(), 0.0
-    name = str(time.monotonic_ns())
     async for output in engine.generate({"prompt_token_ids": prompt}, sampling, name):
         if not first and output.outputs[0].text:
             first = time.perf_counter() - begin
