@@ -1,12 +1,17 @@
 """The per-token half of plain streams, without an object model for every token.
 
-vLLM's serving classes validate a request, render it, choose its sampling and start it;
-all of that stays theirs. Then they make three pydantic objects for each token, run a
-parser that has nothing to find over the whole text so far, and write JSON that we would
-have to read again. For a stream that is nothing but text (one choice, no tools, no
-reasoning, no log probabilities, no echo) the generators below give the same events
+vLLM's serving classes make three pydantic objects for each token, run a parser that has
+nothing to find over the whole text so far, and write JSON that we would have to read
+again. For a stream that is nothing but text (one choice, no tools, no reasoning, no log
+probabilities, no echo) ``ChatStream`` and ``CompletionStream`` give the same events
 straight from the pieces of a ``Tap``. Most of them they never see: once a stream has
 begun, the tap pushes text, and a template makes it an event.
+
+There are two callers. ``direct.Direct.answer`` asks for the ``events`` of a request that
+has passed vLLM's serving classes by. ``face._by_vllm`` has ``make_lean`` look at every other
+chat or completion stream: there vLLM's serving class validates, renders, chooses the
+sampling and starts, and if the request is plain, ``generate`` stands in the place of the
+class's own generator.
 
 The slow twins are ``chat_completion_stream_generator`` and ``completion_stream_generator``
 in vLLM; ``tests/contract/test_lean.py`` compares the events of both.
