@@ -19,6 +19,7 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with real engines stay in one process, in their order: an engine is shared, and
     the last of them measure. All others may run beside them."""
