@@ -4,7 +4,6 @@ ids, times and the nulls that OpenAI's schema does not allow."""
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -105,7 +104,8 @@ def folded(reply: httpx.Response) -> tuple[dict[int | None, Json], dict[int | No
     between: dict[int | None, list[Json]] = {}
     for frame in frames_of(reply):
         (choice,) = frame["choices"] or [{"finish_reason": "none"}]
-        index, body, last = choice.get("index"), choice.get("delta", choice), "finish_reason" in choice
+        index, body = choice.get("index"), choice.get("delta", choice)
+        last = "finish_reason" in choice
         name = "content" if "delta" in choice else "text"
         held = said.setdefault(index, {"text": "", "ends": []})
         held["text"] += body.get(name, "")
