@@ -36,7 +36,7 @@ doctor: setup ## what this machine can serve, and what is missing
 	@exec $(BIN)/llmserve doctor $(ARGS)
 
 test: setup-dev ## run the tests with ARGS, those without an engine beside those with one
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadscope $(ARGS)
 
 coverage: setup-dev ## the same, half as fast again, then print what they run through
 	@$(BIN)/coverage run -m pytest $(ARGS); status=$$?; $(BIN)/coverage report; exit $$status

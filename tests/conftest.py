@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.models import tiny_model
 
-HERE = Path(__file__).parent
+ENGINES = ("tests/contract/", "tests/e2e/")
 
 
 def pytest_configure() -> None:
@@ -19,13 +20,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name.
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Tests with real engines stay in one process, in their order: an engine is shared, and
-    the last of them measure. All others may run beside them."""
-    for item in items:
-        if item.path.is_relative_to(HERE / "contract") or item.path.is_relative_to(HERE / "e2e"):
-            item.add_marker(pytest.mark.xdist_group("engines"))
+    the last of them measure. All others may run beside them. (xdist's own groups do nothing
+    under pytest 9.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class EnginesTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "engines" if nodeid.startswith(ENGINES) else nodeid
+
+    return EnginesTogether(config, log)
 
 
 @pytest.fixture(scope="session")
