@@ -33,7 +33,7 @@ LONG: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("lifecycle") / "log"
-    args = [str(tiny_folder), "--served-model-name", "tiny", "--set", "server.drain_timeout_s=4"]
+    args = [str(tiny_folder), "--served-model-name", "tiny", "--set", "server.drain_timeout_s=6"]
     args += ["--set", "runtime.stall_timeout_s=3", "--set", "server.keep_alive_s=1"]
     server = Server(args, log)
     yield server
@@ -195,13 +195,14 @@ def test_sigterm_drains_and_leaves_nothing_behind(server: Server) -> None:
     def long() -> None:
         long_end["result"] = _consume(server, stream=True)
 
-    short = LONG | {"max_tokens": 300}
     thread = threading.Thread(target=long)
+    thread.start()
+    server.wait(lambda: running(server) == 1, 10)
+    # Few tokens: however slow a busy machine is, they take less than the drain may last.
+    short = LONG | {"max_tokens": 100}
     with httpx.stream("POST", server.url + "/generate/stream", json=short) as response:
         stream = events(response)
         next(stream)
-        thread.start()
-        server.wait(lambda: running(server) == 2, 10)
         logged = len(server.log)
         server.signal(signal.SIGTERM)
         server.wait(lambda: server.get("/readyz").status_code == 503, 2)

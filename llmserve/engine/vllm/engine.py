@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import hashlib
 import importlib
 import json
 import logging
@@ -22,7 +21,7 @@ import psutil
 from llmserve.engine.protocol import Context, Event, Json, PushText, Report
 from llmserve.engine.vllm.args import build_namespace
 from llmserve.engine.vllm.environment import prepare_environment
-from llmserve.engine.vllm.headstart import HeadStart
+from llmserve.engine.vllm.headstart import HeadStart, memory
 from llmserve.engine.vllm.relay import Relay
 from llmserve.errors import EngineDied, NotReady, SetupError
 from llmserve.provision.cache import cache_dir
@@ -110,8 +109,7 @@ class VllmEngine:
     def _start_folder(self) -> Path:
         """Where the head start remembers an engine with these settings."""
         told = [self._model, self._settings.engine, self._defaults, self._settings.runtime.device]
-        digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()
-        return cache_dir() / "starts" / digest[:16]
+        return memory(cache_dir() / "starts", json.dumps(told, default=str, sort_keys=True))
 
     def generate(
         self, request: GenerateRequest, meter: Meter, push: PushText | None = None

@@ -8,8 +8,9 @@ for what ``multiprocessing`` would have sent it. It is a fresh process as with t
 the environment when they are loaded (OpenMP, tcmalloc) find theirs.
 
 That environment is known only after vLLM has made its configuration, so the one of the
-last start with the same settings is taken. Was the guess wrong, then the process is
-started anew with the right one, at the time when vLLM would have done it.
+last start with the same settings is taken, or else of the last one with any: it hardly
+depends on them. Was the guess wrong, then the process is started anew with the right one,
+at the time when vLLM would have done it.
 """
 
 # multiprocessing shows its parts for other ways to start a process, and the type stubs do not
@@ -17,6 +18,7 @@ started anew with the right one, at the time when vLLM would have done it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -45,6 +47,27 @@ _PROGRAM = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
     "from llmserve.engine.vllm.headstart_process import main; main(**given)"
 )
+
+
+def memory(starts: Path, settings: str) -> Path:
+    """The folder below ``starts`` that remembers starts with these settings. It begins with
+    what is known of the last start with others."""
+    folder = starts / hashlib.sha256(settings.encode()).hexdigest()[:16]
+    # What cannot be read or written is no reason not to start.
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        others = [] if folder.exists() else list(starts.iterdir())
+        for other in sorted(others, key=lambda path: path.stat().st_mtime)[-1:]:
+            _copy(other, folder)
+    return folder
+
+
+def _copy(other: Path, folder: Path) -> None:
+    for path in other.rglob("*.json"):
+        text = path.read_text()
+        if json.loads(text)["misses"] == 0:
+            copy = folder / path.relative_to(other)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(text)
 
 
 class Early:
@@ -93,7 +116,7 @@ class Early:
 
 class HeadStart:
     """The processes that one parent is going to start. ``folder`` remembers them from one
-    start to the next; make one folder for each set of settings."""
+    start to the next (``memory``)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from llmserve.engine.vllm.headstart import HeadStart
+from llmserve.engine.vllm.headstart import HeadStart, memory
 
 NAME = "EngineCore"
 
@@ -92,6 +92,27 @@ def test_a_wrong_guess_is_put_right(tmp_path: Path, starter: ModuleType) -> None
 def test_guesses_that_are_always_wrong_are_given_up(tmp_path: Path, starter: ModuleType) -> None:
     guessed = [bool(one_start(tmp_path, starter, str(number))[0]) for number in range(5)]
     assert guessed == [False, True, True, False, False]
+
+
+def test_other_settings_begin_with_what_is_known(tmp_path: Path, starter: ModuleType) -> None:
+    one_start(memory(tmp_path, "some settings"), starter, "set")
+    early, answer = one_start(memory(tmp_path, "others"), starter, "set")
+    assert answer["pid"] in early
+    early, answer = one_start(memory(tmp_path, "others"), starter, "of these only")
+    assert answer["setting"] == "of these only"
+    assert one_start(memory(tmp_path, "some settings"), starter, "set")[1]["pid"]
+
+
+def test_guesses_that_were_wrong_are_not_passed_on(tmp_path: Path, starter: ModuleType) -> None:
+    for wanted in ("one", "two"):
+        one_start(memory(tmp_path, "some settings"), starter, wanted)
+    assert not one_start(memory(tmp_path, "others"), starter, "two")[0]
+
+
+def test_a_memory_that_cannot_be_read_is_no_obstacle(tmp_path: Path, starter: ModuleType) -> None:
+    one_start(memory(tmp_path, "some settings"), starter, "set")
+    (next(tmp_path.iterdir()) / f"{NAME}.json").write_text("[")
+    assert one_start(memory(tmp_path, "others"), starter, "set")[1]["setting"] == "set"
 
 
 def test_what_nobody_asked_for_ends(tmp_path: Path, starter: ModuleType) -> None:
