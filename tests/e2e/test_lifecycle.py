@@ -255,6 +255,7 @@ def test_kill_9_of_the_server_leaves_nothing_behind(tiny_folder: Path, tmp_path:
         while any(map(_lives, family)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not [process for process in family if _lives(process)]
+        assert not [path for path in Path(temporary).iterdir() if path.is_socket()]
         assert not list(Path(temporary).glob("llmserve-*"))
     finally:
         server.process.kill()

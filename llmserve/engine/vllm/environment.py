@@ -24,6 +24,8 @@ def prepare_environment(settings: Settings, model: str, logging_config: Path) ->
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
         "VLLM_LOGGING_LEVEL": "INFO",
+        # vLLM leaves its sockets behind; this folder is removed with what is in it.
+        "VLLM_RPC_BASE_PATH": str(logging_config.parent),
     }
     os.environ.update(forced)
     defaults = {
