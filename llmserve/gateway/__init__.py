@@ -1,1 +1,1 @@
-"""The policies between the wire and the engine: authenticate, route, admit, account."""
+"""The policies between the wire and the engine: route, admit, bound, account."""

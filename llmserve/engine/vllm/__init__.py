@@ -2,8 +2,9 @@
 
 ``engine`` is the seam's implementation; ``environment`` and ``args`` prepare what vLLM
 is started with; ``core`` owns the running ``AsyncLLM``; ``native`` and ``face`` are the
-two faces; ``conform`` and ``tools`` mend what vLLM's OpenAI replies lack; ``errors`` is
-the one table from vLLM's errors to ours. Importing this package does not import vLLM.
+two faces; ``direct`` is the short way of plain requests past vLLM's serving classes;
+``conform`` and ``tools`` mend what vLLM's OpenAI replies lack; ``errors`` is the one table
+from vLLM's errors to ours. Importing this package does not import vLLM.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Everything vLLM knows of tool parsers, reasoning parsers, Responses and Messages is used
 as it is. This file turns JSON into vLLM's request classes, finds the serving class,
 turns returned and streamed error objects into exceptions, and lets ``conform`` mend what
-the published schemas do not allow.
+the published schemas do not allow. A plain request goes the short way instead (``direct``);
+``answer`` is where the two part.
 """
 
 from __future__ import annotations
