@@ -33,12 +33,12 @@ from bench.report import commit, figures_table, machine, write_json
 from bench.second_tool import SecondTool
 from bench.servers import ENGINE, fitting
 from bench.starts import Starts
-from bench.streams import DEMO, PACED, TINY
+from bench.streams import DEMO, PACED, PROMPTS, TINY
 from bench.turns import go_first
 from bench.values import Found, rows
 
 PARTS: tuple[Part, ...] = (
-    *(TINY, PACED, Floor(), DEMO),
+    *(TINY, PACED, PROMPTS, Floor(), DEMO),
     *(Added(), LongPrompts(), Starts(), Idle(), SecondTool()),
 )
 WIDTH = 110

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -10,6 +11,9 @@ import msgspec
 
 MODEL = "bench"
 """The name under which every model is served."""
+
+WORDS = ("the", "sea", "stone", "lamp", "garden", "window", "table", "morning", "letter")
+"""Of the demo model's tokenizer, each is one token."""
 
 
 class Dialect(StrEnum):
@@ -23,7 +27,9 @@ class Dialect(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Case:
     """``streams`` requests at once, until ``requests`` have been answered with exactly
-    ``tokens`` tokens each. ``step``: seconds that a step of the paced engine takes."""
+    ``tokens`` tokens each. ``step``: seconds that a step of the paced engine takes;
+    ``words``: by how much the prompt is longer than a sentence; ``turns``: in how many parts
+    the requests are sent, after each of which it is the other server's turn."""
 
     name: str
     dialect: Dialect
@@ -32,6 +38,8 @@ class Case:
     tokens: int
     streaming: bool = True
     step: float = 0.0
+    words: int = 0
+    turns: int = 1
 
     @property
     def key(self) -> str:
@@ -58,6 +66,9 @@ class Case:
     def body(self, number: int) -> dict[str, Any]:
         """Greedy, of a fixed length: the same number gives the same text everywhere."""
         prompt = f"Request {number}. Tell me a long story about a lighthouse and the sea."
+        if self.words:
+            chance = random.Random(number)  # noqa: S311  # a text
+            prompt = " ".join([prompt, *chance.choices(WORDS, k=self.words)])
         body: dict[str, Any] = {
             "model": MODEL,
             "max_tokens": self.tokens,
@@ -77,15 +88,16 @@ class Case:
 
 def tiny_cases(*, quick: bool) -> list[Case]:
     """On the tiny model. The long ones give each server half a CPU second or so to spend: CPU
-    time is counted in hundredths of a second."""
+    time is counted in hundredths of a second. Few streams take several turns: the machine's
+    speed drifts by more within seconds than what is to be seen."""
     tokens = 8 if quick else 96
-    chat = {1: 8, 8: 48, 16: 128, 32: 96, 64: 128}
+    chat = {1: (12, 6), 8: (48, 3), 16: (128, 1), 32: (96, 1), 64: (128, 1)}
     found = [
-        _stream("chat stream", Dialect.CHAT, streams, 0 if quick else requests, tokens)
-        for streams, requests in chat.items()
+        _stream("chat stream", Dialect.CHAT, streams, *((0, 1) if quick else sent), tokens)
+        for streams, sent in chat.items()
     ]
     found += [
-        _stream(name, dialect, streams, 0 if quick else 128, tokens)
+        _stream(name, dialect, streams, 0 if quick else 128, 1, tokens)
         for name, dialect in (
             ("completions stream", Dialect.COMPLETION),
             ("native stream", Dialect.NATIVE),
@@ -103,10 +115,10 @@ def tiny_cases(*, quick: bool) -> list[Case]:
 
 def demo_cases(*, quick: bool) -> list[Case]:
     """On the demo model: a user's throughput, where the engine has real work. All streams of
-    a level begin and end together, in two waves where one is short."""
+    a level begin and end together; where one wave is short there are two, in turns."""
     tokens, waves = (4, 1) if quick else (64, 2)
     return [
-        Case("demo chat stream", Dialect.CHAT, streams, streams * many, tokens)
+        Case("demo chat stream", Dialect.CHAT, streams, streams * many, tokens, turns=many)
         for streams, many in ((1, waves), (8, waves), (32, 1), (64, 1))
     ]
 
@@ -127,5 +139,21 @@ def paced_cases(*, quick: bool) -> list[Case]:
     ]
 
 
-def _stream(name: str, dialect: Dialect, streams: int, requests: int, tokens: int) -> Case:
-    return Case(name, dialect, streams, max(streams, requests), tokens)
+def prompt_cases(*, quick: bool) -> list[Case]:
+    """On the paced engine, where only the front ends work for a prompt: documents and long
+    conversations, all different, each wave at once."""
+    waves = 1 if quick else 3
+    return [
+        Case(name, dialect, 16, waves * 16, 32, step=0.005, words=words)
+        for name, dialect, words in (
+            ("2k prompt chat stream", Dialect.CHAT, 2_000),
+            ("8k prompt chat stream", Dialect.CHAT, 8_000),
+            ("8k prompt completions stream", Dialect.COMPLETION, 8_000),
+        )
+    ]
+
+
+def _stream(
+    name: str, dialect: Dialect, streams: int, requests: int, turns: int, tokens: int
+) -> Case:
+    return Case(name, dialect, streams, max(streams, requests), tokens, turns=turns)

@@ -20,7 +20,7 @@ import httpx
 import msgspec
 
 from bench import models
-from bench.cases import MODEL, Case, Dialect
+from bench.cases import MODEL, WORDS, Case, Dialect
 from bench.client import BenchError, Connection, Reply
 from bench.parts import Setup
 from bench.programs import settle
@@ -45,7 +45,6 @@ SPAN_SECONDS = 0.03
 REST_SECONDS = 0.1
 FLOWING = 10
 """Pieces after which a stream is under way."""
-WORDS = ("the", "sea", "stone", "lamp", "garden", "window", "table", "morning", "letter")
 
 
 @dataclass(frozen=True, slots=True)

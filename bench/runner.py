@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bench.cases import Case, Dialect
@@ -51,6 +51,15 @@ class Sample:
         return self.tokens / self.seconds
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Some requests of a sample."""
+
+    load: Load
+    answers: Sequence[Answer]
+    others_cpu_seconds: float
+
+
 async def warm_up(servers: Sequence[Server], cases: Sequence[Case], say: Say) -> None:
     """A short wave of every kind of request, at its greatest level of concurrency."""
     widest: dict[tuple[Dialect, bool], Case] = {}
@@ -61,19 +70,23 @@ async def warm_up(servers: Sequence[Server], cases: Sequence[Case], say: Say) ->
     for case in widest.values():
         for server in _able(servers, case):
             say(f"warm-up: {case.key} on {server.name}")
-            await _load(server, case, min(case.requests, max(WARM_UP_REQUESTS, case.streams)))
+            await _load(server, case, range(min(case.requests, max(WARM_UP_REQUESTS, case.streams))))
 
 
 async def run_round(
     number: int, servers: Sequence[Server], cases: Sequence[Case], say: Say
 ) -> list[Sample]:
-    """Every case on every server, in the order of ``servers``."""
+    """Every case on every server, in the order of ``servers``, and back where it takes turns."""
     samples = []
     for case in cases:
-        for server in _able(servers, case):
-            say(f"round {number + 1}: {case.key} on {server.name}")
-            await settle(servers)
-            samples.append(await _sample(number, server, case, servers))
+        able = _able(servers, case)
+        taken: dict[str, list[_Turn]] = {server.name: [] for server in able}
+        for turn in range(case.turns):
+            for server in able if turn % 2 == 0 else reversed(able):
+                say(f"round {number + 1}: {case.key} on {server.name}")
+                await settle(servers)
+                taken[server.name].append(await _take(turn, server, case, servers))
+        samples += [_sample(number, server, case, taken[server.name]) for server in able]
     return samples
 
 
@@ -101,11 +114,16 @@ async def compare_answers(servers: Sequence[Server], cases: Sequence[Case]) -> i
     return count
 
 
-async def _sample(number: int, server: Server, case: Case, servers: Sequence[Server]) -> Sample:
+async def _take(turn: int, server: Server, case: Case, servers: Sequence[Server]) -> _Turn:
     others = [other for other in servers if other is not server]
-    others_cpu = tree_cpu_seconds(others)
-    load, answers = await _load(server, case, case.requests)
-    others_cpu = tree_cpu_seconds(others) - others_cpu
+    before = tree_cpu_seconds(others)
+    each = case.requests // case.turns
+    load, answers = await _load(server, case, range(turn * each, (turn + 1) * each))
+    return _Turn(load, answers, tree_cpu_seconds(others) - before)
+
+
+def _sample(number: int, server: Server, case: Case, turns: Sequence[_Turn]) -> Sample:
+    answers = [answer for turn in turns for answer in turn.answers]
     return Sample(
         round=number,
         case=case.key,
@@ -113,20 +131,20 @@ async def _sample(number: int, server: Server, case: Case, servers: Sequence[Ser
         requests=len(answers),
         tokens=sum(answer.tokens for answer in answers),
         frames=sum(answer.frames for answer in answers),
-        seconds=load.seconds,
-        cpu_seconds=load.cpu_seconds,
+        seconds=sum(turn.load.seconds for turn in turns),
+        cpu_seconds=sum(turn.load.cpu_seconds for turn in turns),
         ttft_p50=percentile([answer.first_text for answer in answers], 50),
         latency_p50=percentile([answer.total for answer in answers], 50),
         gap_p99=percentile([gap for answer in answers for gap in answer.gaps] or [0.0], 99),
         resident_bytes=server.resident_bytes(),
         proportional_bytes=server.proportional_bytes(),
-        others_cpu_seconds=others_cpu,
-        client_waited_seconds=load.waited_seconds,
+        others_cpu_seconds=sum(turn.others_cpu_seconds for turn in turns),
+        client_waited_seconds=sum(turn.load.waited_seconds for turn in turns),
     )
 
 
-async def _load(server: Server, case: Case, requests: int) -> tuple[Load, list[Answer]]:
-    payloads = [case.payload(number, server.port) for number in range(requests)]
+async def _load(server: Server, case: Case, numbers: Iterable[int]) -> tuple[Load, list[Answer]]:
+    payloads = [case.payload(number, server.port) for number in numbers]
     load = await drive(server.port, payloads, case.streams, server.cpu_seconds)
     return load, [read(case, reply) for reply in load.replies]
 

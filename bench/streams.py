@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import models
-from bench.cases import Case, demo_cases, paced_cases, tiny_cases
+from bench.cases import Case, demo_cases, paced_cases, prompt_cases, tiny_cases
 from bench.parts import Setup
 from bench.runner import Sample, compare_answers, run_round, warm_up
 from bench.servers import PACED_ENGINE, running
@@ -104,6 +104,13 @@ PACED = Streams(
     models.tiny,
     lambda quick: paced_cases(quick=quick),
     arguments=PACED_ENGINE,
+)
+PROMPTS = Streams(
+    "long prompts",
+    "long prompts ",
+    models.tiny_long,
+    lambda quick: prompt_cases(quick=quick),
+    arguments={**PACED_ENGINE, "max_model_len": models.LONG_CONTEXT},
 )
 
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
-from bench.cases import Case, Dialect, demo_cases, paced_cases, tiny_cases
+from bench.cases import Case, Dialect, demo_cases, paced_cases, prompt_cases, tiny_cases
 from bench.client import BenchError, Reply
 from bench.gaps import longest_gap
 from bench.goals import GOALS, Goal, bound, judge, tolerance
@@ -182,10 +182,20 @@ def test_rows_compare_the_servers() -> None:
 
 
 def test_names_of_cases_are_unique() -> None:
-    everything = [*tiny_cases(quick=False), *paced_cases(quick=False), *demo_cases(quick=False)]
-    assert len({case.key for case in everything}) == len(everything)
-    quick = [*tiny_cases(quick=True), *paced_cases(quick=True), *demo_cases(quick=True)]
-    assert [case.key for case in quick] == [case.key for case in everything]
+    makers = (tiny_cases, paced_cases, prompt_cases, demo_cases)
+    everything = [case.key for make in makers for case in make(quick=False)]
+    assert len(set(everything)) == len(everything)
+    assert [case.key for make in makers for case in make(quick=True)] == everything
+    for case in (case for make in makers for quick in (True, False) for case in make(quick=quick)):
+        assert case.requests % case.turns == 0 < case.requests // case.turns
+
+
+def test_prompts_are_as_long_as_they_say_and_different() -> None:
+    (case,) = [case for case in prompt_cases(quick=False) if case.name == "2k prompt chat stream"]
+    texts = [case.body(number)["messages"][0]["content"] for number in range(case.requests)]
+    assert all(2_000 <= len(text.split()) < 2_030 for text in texts)
+    assert len({text[:200] for text in texts}) == case.requests
+    assert case.body(1) == case.body(1)
 
 
 def measured(ours: list[float], theirs: list[float]) -> list[Value]:
