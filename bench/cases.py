@@ -91,7 +91,7 @@ def tiny_cases(*, quick: bool) -> list[Case]:
     time is counted in hundredths of a second. Few streams take several turns: the machine's
     speed drifts by more within seconds than what is to be seen."""
     tokens = 8 if quick else 96
-    chat = {1: (12, 6), 8: (48, 3), 16: (128, 1), 32: (96, 1), 64: (128, 1)}
+    chat = {1: (12, 4), 8: (48, 2), 16: (128, 1), 32: (96, 1), 64: (128, 1)}
     found = [
         _stream("chat stream", Dialect.CHAT, streams, *((0, 1) if quick else sent), tokens)
         for streams, sent in chat.items()

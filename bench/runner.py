@@ -70,9 +70,9 @@ async def warm_up(servers: Sequence[Server], cases: Sequence[Case], say: Say) ->
     for case in widest.values():
         for server in _able(servers, case):
             say(f"warm-up: {case.key} on {server.name}")
-            await _load(
-                server, case, range(min(case.requests, max(WARM_UP_REQUESTS, case.streams)))
-            )
+            # None of the prompts that are measured: the engine would remember them.
+            count = min(case.requests, max(WARM_UP_REQUESTS, case.streams))
+            await _load(server, case, range(case.requests, case.requests + count))
 
 
 async def run_round(

@@ -49,7 +49,7 @@ class GenerateBody(_Body):
     top_p: Finite | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=_INT32, description="0 or -1: all tokens.")
     min_p: Finite | None = Field(None, ge=0, le=1)
-    stop: str | list[Text] | None = Field(None, description="Strings that end the text.")
+    stop: Text | list[Text] | None = Field(None, description="Strings that end the text.")
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
     presence_penalty: Finite | None = Field(None, ge=-2, le=2)
     frequency_penalty: Finite | None = Field(None, ge=-2, le=2)

@@ -215,3 +215,11 @@ def test_a_slip_in_a_native_field_is_understood(app: App) -> None:
     error = reply.json()["error"]
     assert (error["param"], error["code"]) == ("max_token", "unknown_parameter")
     assert "Did you mean max_tokens" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate/stream"])
+@pytest.mark.parametrize("stop", ["", [""], ["x", ""]])
+def test_a_stop_string_that_is_empty_is_refused(app: App, path: str, stop: Any) -> None:
+    reply = app.post(path, json={"prompt": "x", "stop": stop})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"].startswith("stop")

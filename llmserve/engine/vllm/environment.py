@@ -1,16 +1,20 @@
 """The environment variables that vLLM reads, set before it is imported.
 
 vLLM takes some of its configuration from the environment only. ``settings_load`` stays
-the only reader of the environment: this file writes what the settings say, and leaves
-alone what the operator has set for vLLM himself.
+the only reader of the environment: this file writes what the settings say and what this
+server depends on, and leaves alone what else the operator has set for vLLM himself.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 from llmserve.settings import Settings
+
+_MOST_SOCKET_BYTES = 107
+"""Of the path of a socket (``unix(7)``)."""
 
 _QUIET = ("TORCH_LOGS", "TORCH_CPP_LOG_LEVEL", "PYTHONWARNINGS")
 
@@ -24,9 +28,10 @@ def prepare_environment(settings: Settings, model: str, logging_config: Path) ->
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
         "VLLM_LOGGING_LEVEL": "INFO",
-        # vLLM leaves its sockets behind; this folder is removed with what is in it.
-        "VLLM_RPC_BASE_PATH": str(logging_config.parent),
     }
+    if len(f"{logging_config.parent}/{uuid4()}") <= _MOST_SOCKET_BYTES:
+        # vLLM leaves its sockets behind; this folder is removed with what is in it.
+        forced["VLLM_RPC_BASE_PATH"] = str(logging_config.parent)
     os.environ.update(forced)
     defaults = {
         # Notes of torch's and vLLM's to their own developers, from every process.

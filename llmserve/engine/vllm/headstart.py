@@ -23,10 +23,12 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
@@ -43,6 +45,8 @@ _MAKER = "get_mp_context"
 """What vLLM's modules call when they start processes (vllm.utils.system_utils)."""
 
 _MOST_MISSES = 2
+_MOST_FOLDERS = 32
+_UNASKED_SECONDS = 60.0
 _PROGRAM = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
     "from llmserve.engine.vllm.headstart_process import main; main(**given)"
@@ -54,20 +58,29 @@ def memory(starts: Path, settings: str) -> Path:
     what is known of the last start with others."""
     folder = starts / hashlib.sha256(settings.encode()).hexdigest()[:16]
     # What cannot be read or written is no reason not to start.
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        others = [] if folder.exists() else list(starts.iterdir())
-        for other in sorted(others, key=lambda path: path.stat().st_mtime)[-1:]:
-            _copy(other, folder)
+    with suppress(OSError):
+        if folder.exists():
+            os.utime(folder)
+            return folder
+        others = sorted(starts.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in others[_MOST_FOLDERS - 1 :]:
+            shutil.rmtree(old, ignore_errors=True)
+        any(_copy(other, folder) for other in others[: _MOST_FOLDERS - 1])
     return folder
 
 
-def _copy(other: Path, folder: Path) -> None:
-    for path in other.rglob("*.json"):
-        text = path.read_text()
-        if json.loads(text)["misses"] == 0:
-            copy = folder / path.relative_to(other)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(text)
+def _copy(other: Path, folder: Path) -> bool:
+    """Take over the guesses that were right; whether there was one."""
+    right = False
+    for path in sorted(other.rglob("*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            text = path.read_text()
+            if json.loads(text)["misses"] == 0:
+                copy = folder / path.relative_to(other)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_text(text)
+                right = True
+    return right
 
 
 class Early:
@@ -75,6 +88,7 @@ class Early:
 
     def __init__(self, modules: Sequence[str], folder: Path, environment: Mapping[str, str]):
         self.environment = dict(environment)
+        self.modules = list(modules)
         self._channel, theirs = socket.socketpair()
         self.sentinel, alive = os.pipe()
         files = (theirs.fileno(), alive, resource_tracker.getfd())
@@ -139,6 +153,20 @@ class HeadStart:
         while self._waiting:
             self._waiting.popitem()[1].discard()
 
+    def forget_later(self) -> None:
+        """End what nobody has asked for when the others have their work for long, and do not
+        start it again: other settings had more workers."""
+        timer = threading.Timer(_UNASKED_SECONDS, self._forget)
+        timer.daemon = True
+        timer.start()
+
+    def _forget(self) -> None:
+        while self._waiting:
+            name, early = self._waiting.popitem()
+            early.discard()
+            with suppress(OSError):
+                (self._folder / f"{name}.json").unlink()
+
     @contextmanager
     def serving(self, modules: Sequence[ModuleType]) -> Iterator[None]:
         """Let these modules of vLLM start their processes from here. vLLM has no setting for
@@ -173,7 +201,8 @@ class HeadStart:
         environment = dict(os.environ)
         fits = early is not None and early.environment == environment
         if early is not None and fits:
-            if self._misses[process.name]:
+            # Of other settings, perhaps, with another executor: right from the next start on.
+            if self._misses[process.name] or early.modules != _modules(process):
                 self._remember(process, environment, misses=0)
             return early
         misses = self._misses.get(process.name, -1) + 1

@@ -32,13 +32,15 @@ def main(modules: list[str], folder: str, files: list[int]) -> None:
     gc.disable()
     imported = []
     for name in modules:
-        # Of another version of vLLM, perhaps: what is needed is imported later on anyway.
-        with suppress(ImportError):
+        # Of other settings or of another version of vLLM, perhaps: what is needed is imported
+        # later on anyway, and what fails then is told.
+        with suppress(Exception):
             imported.append(import_module(name))
     gc.enable()
     channel = socket.socket(fileno=files[0])
     _receive_files(channel)
     parent = os.dup(channel.fileno())
+    ahead.forget_later()
     with ahead.serving(imported):
         sys.exit(spawn._main(channel.detach(), parent))
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from contextlib import closing
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -18,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from llmserve.engine.vllm import headstart
 from llmserve.engine.vllm.headstart import HeadStart, memory
 
 NAME = "EngineCore"
@@ -109,10 +111,57 @@ def test_guesses_that_were_wrong_are_not_passed_on(tmp_path: Path, starter: Modu
     assert not one_start(memory(tmp_path, "others"), starter, "two")[0]
 
 
-def test_a_memory_that_cannot_be_read_is_no_obstacle(tmp_path: Path, starter: ModuleType) -> None:
-    one_start(memory(tmp_path, "some settings"), starter, "set")
-    (next(tmp_path.iterdir()) / f"{NAME}.json").write_text("[")
-    assert one_start(memory(tmp_path, "others"), starter, "set")[1]["setting"] == "set"
+def test_what_cannot_be_used_is_passed_over(tmp_path: Path, starter: ModuleType) -> None:
+    """The last start was no good example: a damaged file, guesses that were wrong, a stray
+    file. The one before it was."""
+    one_start(memory(tmp_path, "good"), starter, "set")
+    (damaged := memory(tmp_path, "damaged")).mkdir(exist_ok=True)
+    (damaged / f"{NAME}.json").write_text("[")
+    for wanted in ("one", "two"):
+        one_start(memory(tmp_path, "wrong"), starter, wanted)
+    (tmp_path / "stray").write_text("")
+    early, answer = one_start(memory(tmp_path, "others"), starter, "set")
+    assert answer["pid"] in early
+
+
+def test_only_so_many_settings_are_remembered(tmp_path: Path, starter: ModuleType) -> None:
+    for number in range(headstart._MOST_FOLDERS + 5):
+        memory(tmp_path, str(number)).mkdir(exist_ok=True)
+    one_start(folder := memory(tmp_path, "one more"), starter, "set")
+    assert len(list(tmp_path.iterdir())) == headstart._MOST_FOLDERS
+    assert folder.is_dir()
+
+
+def test_modules_of_other_settings_are_put_right(tmp_path: Path, starter: ModuleType) -> None:
+    one_start(tmp_path, starter, "set")
+    path = tmp_path / f"{NAME}.json"
+    right = path.read_text()
+    path.write_text(json.dumps(json.loads(right) | {"modules": ["json", "no.such.module"]}))
+    early, answer = one_start(tmp_path, starter, "set")
+    assert answer["pid"] in early
+    assert path.read_text() == right
+
+
+def test_what_nobody_asks_for_is_forgotten(
+    tmp_path: Path, starter: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other settings had two workers, these have one."""
+    monkeypatch.setattr(headstart, "_UNASKED_SECONDS", 0.0)
+    one_start(tmp_path, starter, "set")
+    spare = tmp_path / "Spare.json"
+    spare.write_text((tmp_path / f"{NAME}.json").read_text())
+    before = set(psutil.Process().children())
+    with closing(HeadStart(tmp_path)) as ahead:
+        (tmp_path / f"{NAME}.json").unlink()
+        early = set(psutil.Process().children()) - before
+        assert len(early) == 2
+        ahead.forget_later()
+        deadline = time.monotonic() + 20
+        while spare.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not spare.exists()
+        _gone, alive = psutil.wait_procs(early, timeout=20)
+        assert not alive
 
 
 def test_what_nobody_asked_for_ends(tmp_path: Path, starter: ModuleType) -> None:
