@@ -53,14 +53,9 @@ def decode_object(body: bytes | bytearray, max_depth: int) -> dict[str, Any]:
     _check_depth(body, max_depth)
     try:
         value = msgspec.json.decode(body)
-    except UnicodeDecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(
-            f"The body is not valid JSON: the byte at {_bad_byte(body)} is not UTF-8.",
-            code="invalid_json",
-        ) from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(
-            f"The body is not valid JSON: {error}.", code="invalid_json"
+            f"The body is not valid JSON: {_fault(body, error)}.", code="invalid_json"
         ) from error
     if not isinstance(value, dict):
         raise InvalidRequest(
@@ -70,14 +65,14 @@ def decode_object(body: bytes | bytearray, max_depth: int) -> dict[str, Any]:
     return value
 
 
-def _bad_byte(body: bytes | bytearray) -> int:
-    """The offset of the first byte that is not UTF-8. The decoder counts from the beginning
-    of the string that has it."""
+def _fault(body: bytes | bytearray, error: Exception) -> str:
+    """What is wrong. Of a byte that is no UTF-8 msgspec says where it is in its string (until
+    0.22) or only that there is one; people look for it in the body."""
     try:
         body.decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return len(body)
+    except UnicodeDecodeError as wrong:
+        return f"the byte at {wrong.start} is not UTF-8"
+    return str(error)
 
 
 def _check_type(request: Request) -> None:
