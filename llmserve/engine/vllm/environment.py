@@ -29,7 +29,7 @@ def prepare_environment(settings: Settings, model: str, logging_config: Path) ->
         "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
         "VLLM_LOGGING_LEVEL": "INFO",
     }
-    if len(f"{logging_config.parent}/{uuid4()}") <= _MOST_SOCKET_BYTES:
+    if len(os.fsencode(f"{logging_config.parent}/{uuid4()}")) <= _MOST_SOCKET_BYTES:
         # vLLM leaves its sockets behind; this folder is removed with what is in it.
         forced["VLLM_RPC_BASE_PATH"] = str(logging_config.parent)
     os.environ.update(forced)
